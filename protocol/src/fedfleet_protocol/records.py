@@ -1,0 +1,233 @@
+"""A Flower message's content <-> bytes, without copying a tensor and without knowing Flower or numpy.
+
+Layout of the bytes, all little-endian:
+
+    0   8   magic "FFRECORD"
+    8   8   length of the manifest, u64
+    16  m   manifest, msgpack of `Manifest`
+    ..      zeros to the next multiple of 64
+    ..      the arrays' buffers, each at a multiple of 64, in the manifest's order
+
+An array's buffer is what its serialisation holds after a short prefix (numpy's .npy header, kept in the manifest), so
+a numpy array lies there raw, aligned, ready to be mapped. A serialisation we do not know travels as opaque bytes with
+an empty prefix. Two contents that are equal have equal bytes, so equal digests.
+"""
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from fedfleet_protocol.errors import Malformed, NewerSchema, TooLarge
+
+MAGIC = b"FFRECORD"
+SCHEMA = 1
+ALIGN = 64
+MAX_MANIFEST_BYTES = 64 << 20
+MAX_ARRAYS = 1 << 20
+_HEAD = 16
+_PAD = bytes(ALIGN)
+
+Buffer = bytes | bytearray | memoryview | mmap.mmap
+Scalar = bool | int | float | str | bytes
+Value = Scalar | list[Scalar]
+Int = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class ArrayEntry(msgspec.Struct, frozen=True, array_like=True):
+    """One array in a manifest.
+
+    Attributes:
+        dtype, shape, stype: as Flower's `Array` has them.
+        prefix: bytes of the serialisation before the raw buffer; empty for an unknown `stype`.
+        offset, nbytes: where the buffer is, in bytes from the start of the content.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Int, ...]
+    stype: str
+    prefix: bytes
+    offset: Int
+    nbytes: Int
+
+
+class RecordEntry(msgspec.Struct, frozen=True):
+    """One record in a manifest: arrays, or values (metrics, configs)."""
+
+    name: str
+    kind: Literal["arrays", "metrics", "config"]
+    arrays: tuple[ArrayEntry, ...] = ()
+    values: dict[str, Any] = {}
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A Flower `Error` in place of records."""
+
+    code: int
+    reason: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """All of a content but the raw buffers.
+
+    Attributes:
+        message_type, group_id: of the Flower message; empty for a record dict on its own (an app's state).
+    """
+
+    v: int = SCHEMA
+    message_type: str = ""
+    group_id: str = ""
+    records: tuple[RecordEntry, ...] = ()
+    failure: Failure | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all raw buffers, padding left out."""
+        return sum(array.nbytes for record in self.records for array in record.arrays)
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayValue:
+    """One array on its way in: its serialisation split into prefix and raw buffer, not copied."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    stype: str
+    prefix: bytes
+    buffer: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class RecordValue:
+    """One record on its way in."""
+
+    name: str
+    kind: Literal["arrays", "metrics", "config"]
+    arrays: tuple[ArrayValue, ...] = ()
+    values: dict[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A content as pieces to be written one after the other: nothing was copied but the manifest."""
+
+    manifest: Manifest
+    head: bytes
+    buffers: tuple[memoryview, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return len(self.head) + sum(_padded(len(buffer)) for buffer in self.buffers)
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """Yield the bytes, in order."""
+        yield self.head
+        for buffer in self.buffers:
+            yield buffer
+            yield _PAD[: _padded(len(buffer)) - len(buffer)]
+
+
+def encode(
+    records: tuple[RecordValue, ...] = (),
+    *,
+    message_type: str = "",
+    group_id: str = "",
+    failure: Failure | None = None,
+) -> Content:
+    """Return the content made of `records`, or of a failure.
+
+    The manifest names absolute offsets, whose own spelling changes its length; they are found by repetition.
+    """
+    start = _HEAD + ALIGN
+    while True:
+        manifest, end = _layout(records, start, message_type=message_type, group_id=group_id, failure=failure)
+        body = msgspec.msgpack.encode(manifest)
+        needed = _padded(_HEAD + len(body))
+        if needed <= start:
+            break
+        start = needed
+    if len(body) > MAX_MANIFEST_BYTES:
+        raise TooLarge(f"the records' names and values take {len(body)} bytes; at most {MAX_MANIFEST_BYTES} are taken")
+    head = (MAGIC + len(body).to_bytes(8, "little") + body).ljust(start, b"\0")
+    buffers = tuple(array.buffer for record in records for array in record.arrays)
+    return Content(manifest, head, buffers)
+
+
+def decode(data: Buffer) -> Manifest:
+    """Return the manifest of the content in `data`; the buffers are the slices it names.
+
+    Nothing is allocated that `data` does not already hold, whatever lengths it claims.
+
+    Raises:
+        Malformed: `data` is not a content, or a buffer lies outside it; the writer's fault.
+        TooLarge: the manifest is larger than this side takes.
+        NewerSchema: a later version of fedfleet wrote it.
+    """
+    view = memoryview(data)
+    if len(view) < _HEAD or bytes(view[:8]) != MAGIC:
+        raise Malformed("these bytes are not a record stream: the first eight are not FFRECORD")
+    length = int.from_bytes(view[8:16], "little")
+    if length > MAX_MANIFEST_BYTES:
+        raise TooLarge(f"a manifest of {length} bytes; at most {MAX_MANIFEST_BYTES} are taken")
+    if _HEAD + length > len(view):
+        raise Malformed(f"the manifest claims {length} bytes, {len(view) - _HEAD} are there: the stream is cut off")
+    try:
+        version = _version.decode(view[_HEAD : _HEAD + length]).v
+        if version > SCHEMA:
+            raise NewerSchema(f"records of schema {version}, this fedfleet understands up to {SCHEMA}: update this side")
+        manifest = _manifest.decode(view[_HEAD : _HEAD + length])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Malformed(f"the manifest of a record stream cannot be read: {error}") from error
+    _check(manifest, _HEAD + length, len(view))
+    return manifest
+
+
+class _Version(msgspec.Struct):
+    v: int
+
+
+_version = msgspec.msgpack.Decoder(_Version)
+_manifest = msgspec.msgpack.Decoder(Manifest)
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN
+
+
+def _layout(
+    records: tuple[RecordValue, ...], start: int, *, message_type: str, group_id: str, failure: Failure | None
+) -> tuple[Manifest, int]:
+    offset, entries = start, []
+    for record in records:
+        arrays = []
+        for array in record.arrays:
+            size = len(array.buffer)
+            arrays.append(
+                ArrayEntry(array.name, array.dtype, array.shape, array.stype, array.prefix, offset, size)
+            )
+            offset += _padded(size)
+        entries.append(RecordEntry(record.name, record.kind, tuple(arrays), record.values))
+    return Manifest(SCHEMA, message_type, group_id, tuple(entries), failure), offset
+
+
+def _check(manifest: Manifest, floor: int, ceiling: int) -> None:
+    names = [record.name for record in manifest.records]
+    if len(set(names)) != len(names):
+        raise Malformed("two records have the same name")
+    end = floor
+    for record in manifest.records:
+        for name, value in record.values.items():
+            if not all(isinstance(item, Scalar) for item in (value if isinstance(value, list) else (value,))):
+                raise Malformed(f"value {name[:80]!r} of record {record.name[:80]!r} is neither a scalar nor a list of scalars")
+        for array in record.arrays:
+            if array.offset % ALIGN or array.offset < end or array.offset + array.nbytes > ceiling:
+                raise Malformed(
+                    f"array {array.name[:80]!r} claims bytes {array.offset} to {array.offset + array.nbytes} "
+                    f"of a stream of {ceiling}, after byte {end}"
+                )
+            end = array.offset + array.nbytes
