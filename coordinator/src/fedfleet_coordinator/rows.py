@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from fedfleet_protocol.exchange import ExchangeState, TaskState
-from fedfleet_protocol.ids import AgentId, Digest, Order, RunId
+from fedfleet_protocol.ids import NO_BASE, AgentId, Digest, Order, RunId
 from fedfleet_protocol.messages import Config
 
 
@@ -134,6 +134,24 @@ class Task(Row, frozen=True, kw_only=True):
     late: bool = False
     published_wall: float | None = None
     settled_wall: float | None = None
+
+
+class Turn(Row, frozen=True, kw_only=True):
+    """Where one agent is in one run: its tasks are published one at a time, by exchange number.
+
+    Attributes:
+        base: digest of its last accepted reply, from whose state the next task starts.
+        n: the exchange whose task was published last, 0 before the first.
+        waiting: how many of its tasks are still to be published.
+    """
+
+    KEY = ("run", "agent")
+
+    run: RunId
+    agent: AgentId
+    base: Digest = NO_BASE
+    n: int = 0
+    waiting: int = 0
 
 
 class Blob(Row, frozen=True, kw_only=True):
@@ -262,5 +280,5 @@ class UpTime(Row, frozen=True, kw_only=True):
 
 
 KINDS: tuple[type[Row], ...] = (
-    Run, Exchange, Task, Blob, Ref, Position, GridAnswer, Agent, Token, Metrics, LogLine, UpTime,
+    Run, Exchange, Task, Turn, Blob, Ref, Position, GridAnswer, Agent, Token, Metrics, LogLine, UpTime,
 )  # fmt: skip

@@ -181,5 +181,7 @@ class BlockVerifier:
         found = self._block.digest()
         self._block = hashlib.sha256()
         if found != self.blocks.block(index):
-            raise BlockMismatch(index, f"block {index} of blob {self.blocks.digest[:12]} has other bytes than announced")
+            raise BlockMismatch(
+                index, f"block {index} of blob {self.blocks.digest[:12]} has other bytes than announced"
+            )
         self.verified = self.position

@@ -1,12 +1,12 @@
 """What can be wrong with something that came from the other side.
 
-    ProtocolError
-    ├── Malformed          the peer's fault: bytes that are not what they claim to be
-    │   ├── TooLarge       more than this side takes
-    │   └── BlockMismatch  a block whose bytes do not have the digest they should have
-    ├── NewerSchema        nobody's fault: the peer speaks a later version than we do
-    ├── Forged             the peer's fault: a signature that does not hold
-    └── Untrusted          the operator's to decide: a valid signature by a key nobody named as trusted
+ProtocolError
+├── Malformed          the peer's fault: bytes that are not what they claim to be
+│   ├── TooLarge       more than this side takes
+│   └── BlockMismatch  a block whose bytes do not have the digest they should have
+├── NewerSchema        nobody's fault: the peer speaks a later version than we do
+├── Forged             the peer's fault: a signature that does not hold
+└── Untrusted          the operator's to decide: a valid signature by a key nobody named as trusted
 """
 
 

@@ -23,11 +23,13 @@ class TaskState(StrEnum):
     PUBLISHED = "published"
     ACCEPTED = "accepted"
     DECLINED = "declined"
+    MISSED = "missed"
+    """The exchange closed first."""
 
     @property
     def terminal(self) -> bool:
-        """Whether nothing can happen to the task any more while its exchange is open."""
-        return self in (TaskState.ACCEPTED, TaskState.DECLINED)
+        """Whether nothing can happen to the task any more."""
+        return self not in (TaskState.WAITING, TaskState.PUBLISHED)
 
 
 def order_of(*, run: RunId, n: int, agent: AgentId, payload: Digest, base: Digest) -> Order:

@@ -71,6 +71,7 @@ class Notice(Message, frozen=True):
         remaining_s: until the exchange's deadline.
         lease_s: show progress within this time.
         priority: higher first.
+        publisher, signature: who vouches for the bundle; the agent's owner decides whether that is enough.
     """
 
     run: RunId = RunId("")
@@ -85,6 +86,8 @@ class Notice(Message, frozen=True):
     remaining_s: float = 0.0
     lease_s: float = 60.0
     priority: int = 0
+    publisher: bytes = b""
+    signature: bytes = b""
 
 
 class Progress(Message, frozen=True):

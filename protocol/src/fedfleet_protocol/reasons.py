@@ -19,7 +19,8 @@ DECLINE: dict[str, str] = {
     "deadline": "the deadline passed before the work was done",
     "killed": "the trainer was killed from outside again and again",
     "too_large": "the reply is larger than the device's owner lets out",
-    "revoked": "the agent was revoked while the task was open",
+    "digest": "the reply's bytes do not have the digest it announced",
+    "revoked": "the agent is revoked or was never enrolled",
 }
 """Why an agent declines a task, or the coordinator in its place."""
 

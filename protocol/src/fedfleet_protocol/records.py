@@ -179,7 +179,9 @@ def decode(data: Buffer) -> Manifest:
     try:
         version = _version.decode(view[_HEAD : _HEAD + length]).v
         if version > SCHEMA:
-            raise NewerSchema(f"records of schema {version}, this fedfleet understands up to {SCHEMA}: update this side")
+            raise NewerSchema(
+                f"records of schema {version}, this fedfleet understands up to {SCHEMA}: update this side"
+            )
         manifest = _manifest.decode(view[_HEAD : _HEAD + length])
     except (msgspec.DecodeError, RecursionError) as error:
         raise Malformed(f"the manifest of a record stream cannot be read: {error}") from error
@@ -207,9 +209,7 @@ def _layout(
         arrays = []
         for array in record.arrays:
             size = len(array.buffer)
-            arrays.append(
-                ArrayEntry(array.name, array.dtype, array.shape, array.stype, array.prefix, offset, size)
-            )
+            arrays.append(ArrayEntry(array.name, array.dtype, array.shape, array.stype, array.prefix, offset, size))
             offset += _padded(size)
         entries.append(RecordEntry(record.name, record.kind, tuple(arrays), record.values))
     return Manifest(SCHEMA, message_type, group_id, tuple(entries), failure), offset
@@ -223,7 +223,9 @@ def _check(manifest: Manifest, floor: int, ceiling: int) -> None:
     for record in manifest.records:
         for name, value in record.values.items():
             if not all(isinstance(item, Scalar) for item in (value if isinstance(value, list) else (value,))):
-                raise Malformed(f"value {name[:80]!r} of record {record.name[:80]!r} is neither a scalar nor a list of scalars")
+                raise Malformed(
+                    f"value {name[:80]!r} of record {record.name[:80]!r} is neither a scalar nor a list of scalars"
+                )
         for array in record.arrays:
             if array.offset % ALIGN or array.offset < end or array.offset + array.nbytes > ceiling:
                 raise Malformed(

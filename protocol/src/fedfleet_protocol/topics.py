@@ -1,9 +1,9 @@
 """Every MQTT topic and ACL pattern. The only module that writes a "/" into a topic.
 
-    fedfleet/1/agent/<id>/down       coordinator -> agent: notices, verdicts, needs, runs that are over
-    fedfleet/1/agent/<id>/up         agent -> coordinator: replies, declines, progress, status, log lines
-    fedfleet/1/agent/<id>/presence   agent -> coordinator, retained: online, or the will when it is gone
-    fedfleet/1/probe                 the coordinator's own loop-back, by which it knows that its ACL is in force
+fedfleet/1/agent/<id>/down       coordinator -> agent: notices, verdicts, needs, runs that are over
+fedfleet/1/agent/<id>/up         agent -> coordinator: replies, declines, progress, status, log lines
+fedfleet/1/agent/<id>/presence   agent -> coordinator, retained: online, or the will when it is gone
+fedfleet/1/probe                 the coordinator's own loop-back, by which it knows that its ACL is in force
 """
 
 from fedfleet_protocol.errors import Malformed

@@ -56,9 +56,13 @@ def open_envelope(data: bytes, key: Ed25519PublicKey, *, sender: str, to: str) -
     except (msgspec.DecodeError, RecursionError) as error:
         raise Malformed(f"not an envelope: {error}") from error
     if envelope.v > SCHEMA:
-        raise NewerSchema(f"an envelope of schema {envelope.v}, this fedfleet understands up to {SCHEMA}: update this side")
+        raise NewerSchema(
+            f"an envelope of schema {envelope.v}, this fedfleet understands up to {SCHEMA}: update this side"
+        )
     if (envelope.sender, envelope.to) != (sender, to):
-        raise Forged(f"an envelope from {envelope.sender[:40]!r} to {envelope.to[:40]!r} where one from {sender!r} to {to!r} belongs")
+        raise Forged(
+            f"an envelope from {envelope.sender[:40]!r} to {envelope.to[:40]!r} where one from {sender!r} to {to!r} belongs"
+        )
     try:
         key.verify(envelope.sig, _covered(sender, to, envelope.body))
     except InvalidSignature as error:
