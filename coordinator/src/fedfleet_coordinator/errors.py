@@ -3,11 +3,18 @@
     CoordinatorError
     ├── Refused                the caller's: the request cannot be done, and why
     │   ├── BadRequest         400
+    │   │   └── TooMuch        413, more bytes than are taken
     │   ├── NotAllowed         403
+    │   │   ├── CapabilityRefused   forged, expired or made for somebody else: ask again
+    │   │   ├── CertificateRefused  none, expired, revoked or replaced
+    │   │   └── TokenRefused        an unknown, expired or used join token
     │   ├── NotFound           404
     │   ├── RunIsOver          410
+    │   ├── WrongOffset        409, an upload goes on at another byte
+    │   ├── WrongBlock         422, an upload brought other bytes than announced
     │   └── StaleEpoch         409, a runner that was replaced
     └── Unavailable            nobody's or the operator's: try again later
+        ├── Busy               503, and when to come back
         ├── StoreUnavailable   503
         └── QuotaFull          507
 
@@ -23,6 +30,11 @@ class CoordinatorError(Exception):
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 500
 
+    @property
+    def details(self) -> dict[str, float]:
+        """Numbers that belong to the answer, by name."""
+        return {}
+
 
 class Refused(CoordinatorError):
     """The caller's fault."""
@@ -37,11 +49,36 @@ class BadRequest(Refused):
     code = "bad_request"
 
 
+class TooMuch(BadRequest):
+    """More bytes than this place takes."""
+
+    code = "too_much"
+    status = 413
+
+
 class NotAllowed(Refused):
     """The caller is known, and may not do this."""
 
     code = "not_allowed"
     status = 403
+
+
+class CapabilityRefused(NotAllowed):
+    """The capability is forged, expired, or made for somebody or something else; asking again brings a new one."""
+
+    code = "capability"
+
+
+class CertificateRefused(NotAllowed):
+    """There is no certificate, or the one shown is expired, revoked or replaced by a newer one."""
+
+    code = "certificate"
+
+
+class TokenRefused(NotAllowed):
+    """The join token is unknown, expired or used up; the operator makes a new one."""
+
+    code = "token"
 
 
 class NotFound(Refused):
@@ -58,6 +95,46 @@ class RunIsOver(Refused):
     status = 410
 
 
+class WrongOffset(Refused):
+    """An upload goes on at another byte.
+
+    Attributes:
+        offset: where.
+    """
+
+    code = "offset"
+    status = 409
+
+    def __init__(self, offset: int, text: str = "") -> None:
+        super().__init__(text or f"the upload goes on at byte {offset}")
+        self.offset = offset
+
+    @property
+    def details(self) -> dict[str, float]:
+        """Where the upload goes on."""
+        return {"offset": self.offset}
+
+
+class WrongBlock(Refused):
+    """A block that was uploaded is not the one announced; what was right before it stays.
+
+    Attributes:
+        offset: where the upload goes on.
+    """
+
+    code = "block"
+    status = 422
+
+    def __init__(self, offset: int, text: str) -> None:
+        super().__init__(text)
+        self.offset = offset
+
+    @property
+    def details(self) -> dict[str, float]:
+        """Where the upload goes on."""
+        return {"offset": self.offset}
+
+
 class StaleEpoch(Refused):
     """The runner was replaced by another; it must stop."""
 
@@ -70,6 +147,25 @@ class Unavailable(CoordinatorError):
 
     code = "unavailable"
     status = 503
+
+
+class Busy(Unavailable):
+    """Too much at a time.
+
+    Attributes:
+        retry_after_s: when to come back.
+    """
+
+    code = "busy"
+
+    def __init__(self, text: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+    @property
+    def details(self) -> dict[str, float]:
+        """When to come back."""
+        return {"retry_after_s": self.retry_after_s}
 
 
 class StoreUnavailable(Unavailable):
