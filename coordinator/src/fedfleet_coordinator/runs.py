@@ -1,0 +1,214 @@
+"""The life of a run: submitted, given to one runner after the other, ended once.
+
+A run is pending until its first runner is launched. Each launch gets an epoch, a random token; only who holds the
+current one may write. A runner that dies is followed by another with a new epoch, which continues from the newest
+checkpoint and is given the recorded answers of the Grid again. A runner that dies three times in a row without a new
+exchange or checkpoint ends the run.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from fedfleet_coordinator import fleet
+from fedfleet_coordinator.clock import Now
+from fedfleet_coordinator.errors import BadRequest, NotFound
+from fedfleet_coordinator.exchanges import Exchanges, writable
+from fedfleet_coordinator.outbox import Outbox
+from fedfleet_coordinator.rows import Blob, GridAnswer, LogLine, Metrics, Position, Ref, Run, Turn
+from fedfleet_coordinator.store.port import Tx
+from fedfleet_protocol.ids import RunId, flower_number
+from fedfleet_protocol.messages import BlobRef, Over
+from fedfleet_protocol.reasons import RUN
+
+MAX_BARREN = 3
+MAX_LOG_LINES = 100_000
+APP_FAULT = 3
+FENCED = 4
+Ending = Literal["finished", "failed", "stopped"]
+
+
+def submit(tx: Tx, run: Run, now: Now, out: Outbox) -> Run:
+    """Put a new run into the store; the same id again returns what is there.
+
+    Raises:
+        BadRequest: its bundle was not uploaded.
+    """
+    known = tx.get(Run, run.run)
+    if known is not None:
+        return known
+    if tx.get(Blob, run.bundle) is None:
+        raise BadRequest(f"bundle {run.bundle[:12]} is not here; upload it first")
+    tx.put(
+        msgspec.structs.replace(run, created_wall=now.wall),
+        Ref(digest=run.bundle, holder=f"bundle:{run.run}", run=run.run),
+    )
+    out.changed(run.run)
+    return run
+
+
+def launch(tx: Tx, run_id: RunId, epoch: str, now: Now, out: Outbox) -> Run | None:
+    """Fence whatever runner there was and return the run for the next one; None if the run has ended."""
+    run = tx.get(Run, run_id)
+    if run is None or not run.live:
+        return None
+    run = msgspec.structs.replace(
+        run,
+        state="running",
+        epoch=epoch,
+        attempts=run.attempts + 1,
+        barren=run.barren + 1,
+        started_wall=run.started_wall or now.wall,
+    )
+    tx.put(run)
+    if run.attempts > 1:
+        log(tx, run_id, "coordinator", [f"runner {run.attempts} continues after round {run.server_round}"], now, out)
+    out.changed(run_id)
+    return run
+
+
+def runner_exited(
+    tx: Tx, run_id: RunId, epoch: str, exit_code: int, exchanges: Exchanges, now: Now, out: Outbox
+) -> None:
+    """Note that a runner process ended without having ended its run."""
+    run = tx.get(Run, run_id)
+    if run is None or not run.live or run.epoch != epoch or exit_code == FENCED:
+        return
+    if exit_code == APP_FAULT:
+        end(tx, run, "failed", "app_failed", RUN["app_failed"], exchanges, now, out)
+    elif run.barren >= MAX_BARREN:
+        text = f"{RUN['runner_died']}; the last time with exit code {exit_code}: see fedfleet logs {run_id}"
+        end(tx, run, "failed", "runner_died", text, exchanges, now, out)
+
+
+def stop(tx: Tx, run_id: RunId, exchanges: Exchanges, now: Now, out: Outbox) -> Run:
+    """End a run because a person says so; a run that has ended stays as it is.
+
+    Raises:
+        NotFound: there is no such run.
+    """
+    run = tx.get(Run, run_id)
+    if run is None:
+        raise NotFound(f"there is no run {run_id}; fedfleet runs lists them")
+    return end(tx, run, "stopped", "stopped", RUN["stopped"], exchanges, now, out) if run.live else run
+
+
+def end(
+    tx: Tx,
+    run: Run,
+    state: Ending,
+    reason: str,
+    text: str,
+    exchanges: Exchanges,
+    now: Now,
+    out: Outbox,
+    *,
+    model: BlobRef | None = None,
+) -> Run:
+    """End a live run: close its exchanges, let go of its blobs but bundle and model, tell its agents."""
+    exchanges.cancel(tx, run.run, now, out)
+    ended = tx.get(Run, run.run)
+    assert ended is not None  # it is `run`, perhaps changed by the closes
+    ended = msgspec.structs.replace(
+        ended,
+        state=state,
+        reason=reason,
+        text=text[:4000],
+        ended_wall=now.wall,
+        epoch="",
+        model=model.digest if model else None,
+        model_size=model.size if model else 0,
+    )
+    keep = {f"bundle:{run.run}", f"model:{run.run}"}
+    tx.put(ended)
+    if model is not None:
+        tx.put(Ref(digest=model.digest, holder=f"model:{run.run}", run=run.run))
+    tx.delete(*(ref for ref in tx.find(Ref, run=run.run) if ref.holder not in keep))
+    tx.delete(*tx.find(GridAnswer, run=run.run), *tx.find(Position, run=run.run))
+    for turn in tx.find(Turn, run=run.run):
+        out.send(turn.agent, Over(run=run.run))
+    tx.delete(*tx.find(Turn, run=run.run))
+    out.changed(run.run)
+    return ended
+
+
+def end_by_runner(
+    tx: Tx,
+    run_id: RunId,
+    epoch: str,
+    state: Literal["finished", "failed"],
+    reason: str,
+    text: str,
+    model: BlobRef | None,
+    exchanges: Exchanges,
+    now: Now,
+    out: Outbox,
+) -> Run:
+    """End a run as its runner says.
+
+    Raises:
+        StaleEpoch, RunIsOver: the runner was replaced, or the run has ended. BadRequest: the model was not uploaded.
+    """
+    known = tx.get(Run, run_id)
+    if known is not None and not known.live and known.state == state and known.reason == reason:
+        return known  # said again by a runner that did not hear the answer
+    run = writable(tx, run_id, epoch)
+    if reason not in RUN:
+        raise BadRequest(f"{reason[:40]!r} is no reason for the end of a run")
+    if model is not None and tx.get(Blob, model.digest) is None:
+        raise BadRequest(f"model {model.digest[:12]} is not here; upload it first")
+    return end(tx, run, state, reason, text, exchanges, now, out, model=model)
+
+
+def node_ids(tx: Tx, run_id: RunId, epoch: str, k: int, now: Now) -> list[int]:
+    """Return the Flower node ids of the agents that are there, recorded as the k-th answer of the run's Grid."""
+    run = writable(tx, run_id, epoch)
+    numbers = [flower_number(agent) for agent in fleet.present(tx, run.selector, now)]
+    return list(answer(tx, run_id, epoch, k, "nodes", numbers).value)
+
+
+def answer(tx: Tx, run_id: RunId, epoch: str, k: int, kind: str, value: Any) -> GridAnswer:
+    """Record the k-th answer of a run's Grid, or return what is recorded already.
+
+    Raises:
+        BadRequest: the k-th answer was to another question: the app does not do what it did before.
+    """
+    writable(tx, run_id, epoch)
+    recorded = tx.get(GridAnswer, run_id, k)
+    if recorded is None:
+        recorded = GridAnswer(run=run_id, k=k, kind=kind, value=value)
+        tx.put(recorded)
+    if recorded.kind != kind:
+        raise BadRequest(f"answer {k} of run {run_id} was to {recorded.kind!r}, now it is asked for {kind!r}")
+    return recorded
+
+
+def metrics(
+    tx: Tx,
+    run_id: RunId,
+    epoch: str,
+    server_round: int,
+    kind: str,
+    values: dict[str, Any],
+    num_rounds: int,
+    out: Outbox,
+) -> None:
+    """Keep the metrics of a round."""
+    run = writable(tx, run_id, epoch)
+    tx.put(Metrics(run=run_id, server_round=server_round, kind=kind, values=values))
+    if num_rounds and num_rounds != run.num_rounds:
+        tx.put(msgspec.structs.replace(run, num_rounds=num_rounds))
+    out.changed(run_id)
+
+
+def log(tx: Tx, run_id: RunId, source: str, lines: list[str], now: Now, out: Outbox) -> None:
+    """Append lines to a run's log; past the limit they are dropped, and a last line says so."""
+    last = tx.find(LogLine, run=run_id, order=("-seq",), limit=1)
+    seq = last[0].seq if last else 0
+    for line in lines:
+        if seq >= MAX_LOG_LINES:
+            return
+        seq += 1
+        text = "the log is full; later lines are not kept" if seq == MAX_LOG_LINES else line[:4000]
+        tx.put(LogLine(run=run_id, seq=seq, source=source, line=text, at_wall=now.wall))
+    out.changed(run_id)
