@@ -19,6 +19,7 @@ DECLINE: dict[str, str] = {
     "deadline": "the deadline passed before the work was done",
     "killed": "the trainer was killed from outside again and again",
     "too_large": "the reply is larger than the device's owner lets out",
+    "egress": "the device's owner lets no reply to messages of this type out",
     "digest": "the reply's bytes do not have the digest it announced",
     "revoked": "the agent is revoked or was never enrolled",
 }
