@@ -91,6 +91,10 @@ class Engine:
                 return
 
     def _commit(self, batch: list[tuple[Work[Any], Future[Any]]]) -> None:
+        # From here on nobody can cancel: a result set on a cancelled future would end this thread.
+        batch = [item for item in batch if item[1].running() or item[1].set_running_or_notify_cancel()]
+        if not batch:
+            return
         out = Outbox()
         try:
             with self._store.transaction() as tx:

@@ -13,6 +13,7 @@
     │   ├── WrongOffset        409, an upload goes on at another byte
     │   ├── WrongBlock         422, an upload brought other bytes than announced
     │   └── StaleEpoch         409, a runner that was replaced
+    ├── Misconfigured          the operator's: a file or setting that cannot be used, and the remedy
     └── Unavailable            nobody's or the operator's: try again later
         ├── Busy               503, and when to come back
         ├── StoreUnavailable   503
@@ -140,6 +141,12 @@ class StaleEpoch(Refused):
 
     code = "epoch"
     status = 409
+
+
+class Misconfigured(CoordinatorError):
+    """A file or setting of the coordinator cannot be used; the text names it and the remedy."""
+
+    code = "misconfigured"
 
 
 class Unavailable(CoordinatorError):
