@@ -18,7 +18,7 @@ from fedfleet_coordinator.outbox import Outbox
 from fedfleet_coordinator.rows import Blob, GridAnswer, LogLine, Metrics, Position, Ref, Run, Turn
 from fedfleet_coordinator.store.port import Tx
 from fedfleet_protocol.ids import RunId, flower_number
-from fedfleet_protocol.messages import BlobRef, Over
+from fedfleet_protocol.messages import BlobRef, ExchangeView, Open, Over
 from fedfleet_protocol.reasons import RUN
 
 MAX_BARREN = 3
@@ -212,3 +212,16 @@ def log(tx: Tx, run_id: RunId, source: str, lines: list[str], now: Now, out: Out
         text = "the log is full; later lines are not kept" if seq == MAX_LOG_LINES else line[:4000]
         tx.put(LogLine(run=run_id, seq=seq, source=source, line=text, at_wall=now.wall))
     out.changed(run_id)
+
+
+def open_exchange(tx: Tx, request: Open, exchanges: Exchanges, now: Now, out: Outbox) -> ExchangeView:
+    """Open an exchange for a runner; an app that does not send what it had sent before ends its run.
+
+    Raises:
+        StaleEpoch, RunIsOver, BadRequest: as `Exchanges.open`.
+    """
+    view = exchanges.open(tx, request, now, out)
+    if view.closed == "nondeterministic":
+        text = f"{RUN['nondeterministic']}: exchange {request.n} ({request.label or 'no label'})"
+        end(tx, writable(tx, request.run, request.epoch), "failed", "nondeterministic", text, exchanges, now, out)
+    return view
