@@ -1,5 +1,6 @@
 """Bundles as folders: what a zip from a publisher may put on a disk, and what it may not."""
 
+import errno
 import os
 import shutil
 import stat
@@ -12,6 +13,7 @@ from typing import IO
 from fedfleet_flower.errors import BadBundle
 
 _PIECE = 1 << 20
+_NAMES = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EILSEQ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,11 @@ def unpack_bundle(bundle: Path, folder: Path, *, limits: BundleLimits = DEFAULT_
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
         _discard(folder)
         raise BadBundle(f"the bundle cannot be unpacked: {error}") from error
+    except OSError as error:
+        _discard(folder)
+        if error.errno in _NAMES:
+            raise BadBundle(f"the bundle holds a file whose name cannot be used: {error.strerror}") from error
+        raise
     except BaseException:
         _discard(folder)
         raise
