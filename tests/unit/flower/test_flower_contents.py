@@ -1,4 +1,4 @@
-"""What goes into a content comes out of it: every dtype, order and shape, byte for byte, and nothing is read unasked."""
+"""What goes into a content comes out of it: every dtype, order and shape, byte for byte, nothing read unasked."""
 
 import copy
 import io

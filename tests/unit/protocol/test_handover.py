@@ -47,7 +47,7 @@ def test_values_of_a_configuration_keep_their_types() -> None:
 def test_frames_come_whole_out_of_pieces_of_any_length(lengths: list[int]) -> None:
     data = b"".join(handover.pack(frame) for frame in TO_AGENT)
     reader, found, start = handover.FrameReader(), [], 0
-    for length in lengths + [len(data)]:
+    for length in [*lengths, len(data)]:
         found += reader.feed(data[start : start + length])
         start += length
     assert [handover.for_agent(body) for body in found] == TO_AGENT
