@@ -429,8 +429,10 @@ class Exchanges:
         if task is None:
             return _unknown(held.order, held.digest)
         if task.state is TaskState.ACCEPTED:
-            if held.digest == task.reply:
-                return Verdict(order=held.order, digest=held.digest, code="accepted")
+            if held.digest is None or held.digest == task.reply:
+                # A question may have been put before the reply was ready and arrive after it was accepted: the verdict
+                # names what was accepted, and whoever holds that reply knows that it is meant (ADR 2).
+                return Verdict(order=held.order, digest=task.reply, code="accepted")
             return Verdict(order=held.order, digest=held.digest, code="superseded", text=_SUPERSEDED)
         return None if self._facts(tx, task).answerable and not task.state.terminal else _closed(task)
 

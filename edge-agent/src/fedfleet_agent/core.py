@@ -10,6 +10,7 @@
 - A `need` is no verdict: upload and reply again.
 - TRAINING lives in memory: after a crash the task is ASSIGNED, and starts again from the same state.
 - Seconds are counted from their arrival by a monotonic clock. A deadline that passes here is a reason to ask.
+- While the agent keeps states of runs it asks once an hour: the hint that a run is over may have been lost.
 
 Instructions are carried out in order; a `Save` is durable before the next one begins.
 """
@@ -29,6 +30,7 @@ from fedfleet_protocol.task import Stage
 
 _RETRY_S = (2.0, 60.0)
 _DEADLINE_ASK_S = 10.0
+_KEPT_ASK_S = 3600.0
 
 
 # --- what the journal holds -------------------------------------------------------------------------------------------
@@ -246,6 +248,7 @@ class Core:
         self._tries = 0
         self._retry_at: float | None = None
         self._deadline_at: float | None = None
+        self._kept_at: float | None = None
         self._done: list[Instruction] = []
 
     @property
@@ -260,7 +263,7 @@ class Core:
     @property
     def wake_at(self) -> float | None:
         """When the next `Tick` is due, by the clock of `now`."""
-        times = [at for at in (self._retry_at, self._deadline_at) if at is not None]
+        times = [at for at in (self._retry_at, self._deadline_at, self._kept_at) if at is not None]
         return min(times) if times else None
 
     def start(self, now: float) -> list[Instruction]:
@@ -299,6 +302,10 @@ class Core:
                     self._retry_later(now)
             case _:
                 self._on_work(event, now)
+        if not self.lineages:
+            self._kept_at = None
+        elif self._kept_at is None:
+            self._kept_at = now + _KEPT_ASK_S * (0.75 + 0.5 * self._rng.random())
         return self._done
 
     # --- events ------------------------------------------------------------------------------------------------------
@@ -372,6 +379,9 @@ class Core:
                 self._retry_later(now)
         if self._deadline_at is not None and now >= self._deadline_at:
             self._deadline_at = now + _DEADLINE_ASK_S
+            self._question()
+        if self._kept_at is not None and now >= self._kept_at:
+            self._kept_at = None
             self._question()
 
     # --- actions -----------------------------------------------------------------------------------------------------
@@ -504,7 +514,8 @@ class Core:
         if self.entry is None or self.entry.order != order:
             return Facts()
         reply = self.entry.reply.digest if self.entry.reply else None
-        return Facts(same=digest is None or digest == reply, digest=digest is not None and digest == reply)
+        same = digest is None or digest == reply
+        return Facts(order=True, same=same, digest=same and digest is not None)
 
     def _lineage(self, run: RunId) -> Lineage:
         return self.lineages.get(run) or Lineage(run)

@@ -59,12 +59,14 @@ class Facts:
     """What the journal says about an event.
 
     Attributes:
-        same: it quotes the order of the task at hand, and the reply's digest if it quotes one.
+        order: it quotes the order of the task at hand.
+        same: it does, and the digest of the reply at hand if it quotes one.
         digest: it quotes the digest of the reply at hand.
         next: its number is above the last settled one and its base is the newest state.
         held: the state it builds on is at hand.
     """
 
+    order: bool = False
     same: bool = False
     digest: bool = False
     next: bool = False
@@ -111,7 +113,8 @@ TABLE: tuple[Rule, ...] = (
     Rule((READY,), Event.CONNECTED, (), Action.REPLY, None),
     Rule((READY,), Event.NEED, ("same", "digest"), Action.UPLOAD, None),
     Rule((READY,), Event.UPLOADED, ("same", "digest"), Action.REPLY, None),
-    Rule((READY,), Event.ACCEPTED, ("same", "digest"), Action.PROMOTE, IDLE),
+    Rule((READY,), Event.ACCEPTED, ("order", "digest"), Action.PROMOTE, IDLE),
+    Rule(BUSY, Event.ACCEPTED, ("order", "!digest"), Action.DISCARD, IDLE),
     Rule(BUSY, Event.CLOSED, ("same",), Action.DISCARD, IDLE),
     Rule(BUSY, Event.SUPERSEDED, ("same",), Action.DISCARD, IDLE),
     Rule(BUSY, Event.UNKNOWN, ("same",), Action.DROP, IDLE),
