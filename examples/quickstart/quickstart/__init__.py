@@ -1,0 +1,1 @@
+"""The smallest Flower app there can be: linear regression with numpy."""
