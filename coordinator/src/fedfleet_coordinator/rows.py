@@ -210,6 +210,8 @@ class Agent(Row, frozen=True, kw_only=True):
 
     Attributes:
         public_key: SubjectPublicKeyInfo in DER of the certificate in force; its envelopes are signed with it.
+        previous_key: the key before the last renewal; envelopes signed with it may still be under way.
+        serials: of all its certificates, for the list of revoked ones.
         labels: given by the join token; what the device says of itself is in `self_labels`.
         seen_at: the hub's up-time when it last connected or spoke.
         eligible, code, text: whether it may train now, and if not why.
@@ -219,7 +221,9 @@ class Agent(Row, frozen=True, kw_only=True):
 
     agent: AgentId
     public_key: bytes = b""
+    previous_key: bytes = b""
     serial: str = ""
+    serials: tuple[str, ...] = ()
     not_after_wall: float = 0.0
     labels: dict[str, str] = {}
     self_labels: dict[str, str] = {}

@@ -1,0 +1,198 @@
+"""Starts runners and follows them: as child processes here; in a cluster the operator makes Jobs instead.
+
+A runner gets a folder of its own with a certificate for its run, and one end of a socket pair over which it may ask for
+read-only descriptors of blobs. It gets neither the database, nor the blob folder, nor a CA. When it dies without
+having ended its run another one is started after a back-off.
+"""
+
+import array
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from fedfleet_coordinator import runs
+from fedfleet_coordinator.clock import Now
+from fedfleet_coordinator.engine import Engine
+from fedfleet_coordinator.exchanges import Exchanges
+from fedfleet_coordinator.outbox import Outbox
+from fedfleet_coordinator.rows import Blob, Ref, Run
+from fedfleet_coordinator.store.port import Tx
+from fedfleet_protocol.errors import Malformed
+from fedfleet_protocol.ids import Digest, RunId, parse_digest
+
+_BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_POLL_S = 1.0
+_SAFE_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "HOME", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "FLWR_HOME")
+_log = logging.getLogger(__name__)
+
+
+class Credentials(Protocol):
+    """Makes what a runner proves its run with."""
+
+    def runner_files(self, run: RunId) -> dict[str, bytes]:
+        """Return the files a runner of this run needs to speak to the coordinator, by name."""
+        ...
+
+
+class Launcher:
+    """Keeps one runner process for each live run.
+
+    Args:
+        folder: where runners' own folders are; removed with each runner.
+        url: the coordinator's address.
+        blob_path: returns the path of a stored blob's file.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        exchanges: Exchanges,
+        credentials: Credentials,
+        folder: Path,
+        url: str,
+        blob_path: Callable[[str], Path],
+    ) -> None:
+        self._engine, self._exchanges, self._credentials = engine, exchanges, credentials
+        self._folder, self._url, self._blob_path = folder, url, blob_path
+        self._followed: dict[RunId, asyncio.Task[None]] = {}
+        self._processes: dict[RunId, asyncio.subprocess.Process] = {}
+
+    async def follow(self) -> None:
+        """Start a runner for every live run that has none, now and whenever there is a new one; stop those of others."""
+        while True:
+            live = await self._engine.do(lambda tx, now, out: tx.find(Run, state=("pending", "running")))
+            for run in live:
+                if run.run not in self._followed:
+                    self._followed[run.run] = asyncio.create_task(self._keep(run.run))
+            for ended in self._followed.keys() - {run.run for run in live}:
+                if self._followed[ended].done():
+                    del self._followed[ended]
+                elif ended in self._processes:
+                    asyncio.get_running_loop().call_later(5.0, self._kill, ended)
+            await asyncio.sleep(_POLL_S)
+
+    def wake(self, run: RunId) -> None:
+        """Start a runner for a run that was just submitted, without waiting for the next look."""
+        if run not in self._followed:
+            self._followed[run] = asyncio.create_task(self._keep(run))
+
+    async def close(self) -> None:
+        """Stop every runner; their runs go on when the coordinator is back."""
+        for run in list(self._processes):
+            self._kill(run)
+        for task in self._followed.values():
+            task.cancel()
+        await asyncio.gather(*self._followed.values(), return_exceptions=True)
+
+    async def _keep(self, run_id: RunId) -> None:
+        """Run one runner after the other until the run has ended."""
+        tries = 0
+        while True:
+            epoch = secrets.token_hex(16)
+
+            def launch(tx: Tx, now: Now, out: Outbox, epoch: str = epoch) -> Run | None:
+                return runs.launch(tx, run_id, epoch, now, out)
+
+            run = await self._engine.do(launch)
+            if run is None:
+                return
+            code = await self._one(run)
+
+            def exited(tx: Tx, now: Now, out: Outbox, epoch: str = epoch, code: int = code) -> None:
+                runs.runner_exited(tx, run_id, epoch, code, self._exchanges, now, out)
+
+            await self._engine.do(exited)
+            await asyncio.sleep(_BACKOFF_S[min(tries, len(_BACKOFF_S) - 1)] if code else 0.0)
+            tries += 1
+
+    async def _one(self, run: Run) -> int:
+        """Start a runner and return its exit code."""
+        home = self._folder / f"{run.run}-{run.attempts}"
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files = self._credentials.runner_files(run.run)
+        files["runner.json"] = json.dumps({"url": self._url, "run": run.run, "epoch": run.epoch}).encode()
+        for name, data in files.items():
+            with os.fdopen(os.open(home / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(data)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        environment = {name: os.environ[name] for name in _SAFE_ENVIRONMENT if name in os.environ}
+        environment["FEDFLEET_BLOB_FD"] = str(theirs.fileno())
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "fedfleet_coordinator.runner", "--home", str(home),
+            env=environment, pass_fds=(theirs.fileno(),), start_new_session=True, stdin=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        theirs.close()
+        _log.info("runner started", extra={"run": run.run, "attempt": run.attempts, "pid": process.pid})
+        self._processes[run.run] = process
+        blobs = asyncio.create_task(self._hand_out(run.run, ours))
+        try:
+            code = await process.wait()
+        finally:
+            self._processes.pop(run.run, None)
+            if process.returncode is None:
+                _signal(process.pid)
+            blobs.cancel()
+            ours.close()
+            shutil.rmtree(home, ignore_errors=True)
+        _log.info("runner ended", extra={"run": run.run, "attempt": run.attempts, "exit_code": code})
+        return code
+
+    async def _hand_out(self, run: RunId, end: socket.socket) -> None:
+        """Answer each digest that the runner asks for with a read-only descriptor of its file, or with "no"."""
+        end.setblocking(False)
+        loop = asyncio.get_running_loop()
+        buffer = b""
+        while data := await loop.sock_recv(end, 4096):
+            buffer += data
+            while b"\n" in buffer:
+                line, _, buffer = buffer.partition(b"\n")
+                descriptor = await self._descriptor(run, line)
+                try:
+                    if descriptor is None:
+                        await loop.sock_sendall(end, b"no\n")
+                    else:
+                        passed = array.array("i", [descriptor])
+                        end.sendmsg([b"ok\n"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
+                finally:
+                    if descriptor is not None:
+                        os.close(descriptor)
+
+    async def _descriptor(self, run: RunId, line: bytes) -> int | None:
+        """Return a descriptor of a blob that this run has a right to, or None."""
+        try:
+            digest = parse_digest(line.decode("ascii", "replace"))
+        except Malformed:
+            return None
+        row = await self._engine.do(lambda tx, now, out: readable(tx, run, digest))
+        if row is None or not row.file:
+            return None
+        with contextlib.suppress(OSError):
+            return os.open(self._blob_path(row.file), os.O_RDONLY | os.O_CLOEXEC)
+        return None
+
+    def _kill(self, run: RunId) -> None:
+        process = self._processes.get(run)
+        if process is not None and process.returncode is None:
+            _signal(process.pid)
+
+
+def readable(tx: Tx, run: RunId, digest: Digest) -> Blob | None:
+    """Return a blob that a row of this run names; a run's code cannot read another's."""
+    named = any(ref.run == run for ref in tx.find(Ref, digest=digest))
+    return tx.get(Blob, digest) if named else None
+
+
+def _signal(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
