@@ -353,7 +353,8 @@ def decode(data: bytes | memoryview, *, limit: int = MAX_MESSAGE_BYTES) -> AnyMe
         head = _peek.decode(data)
         if head.v > SCHEMA:
             raise NewerSchema(
-                f"the message {head.kind!r} has schema {head.v}, this fedfleet understands up to {SCHEMA}: update this side"
+                f"the message {head.kind[:40]!r} has schema {head.v}, this fedfleet understands up to {SCHEMA}: "
+                "update this side"
             )
         return _decoder.decode(data)
     except (msgspec.DecodeError, RecursionError) as error:

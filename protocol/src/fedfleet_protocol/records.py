@@ -145,7 +145,7 @@ def encode(
     """
     start = _HEAD + ALIGN
     while True:
-        manifest, end = _layout(records, start, message_type=message_type, group_id=group_id, failure=failure)
+        manifest = _layout(records, start, message_type=message_type, group_id=group_id, failure=failure)
         body = msgspec.msgpack.encode(manifest)
         needed = _padded(_HEAD + len(body))
         if needed <= start:
@@ -203,7 +203,7 @@ def _padded(size: int) -> int:
 
 def _layout(
     records: tuple[RecordValue, ...], start: int, *, message_type: str, group_id: str, failure: Failure | None
-) -> tuple[Manifest, int]:
+) -> Manifest:
     offset, entries = start, []
     for record in records:
         arrays = []
@@ -212,7 +212,7 @@ def _layout(
             arrays.append(ArrayEntry(array.name, array.dtype, array.shape, array.stype, array.prefix, offset, size))
             offset += _padded(size)
         entries.append(RecordEntry(record.name, record.kind, tuple(arrays), record.values))
-    return Manifest(SCHEMA, message_type, group_id, tuple(entries), failure), offset
+    return Manifest(SCHEMA, message_type, group_id, tuple(entries), failure)
 
 
 def _check(manifest: Manifest, floor: int, ceiling: int) -> None:

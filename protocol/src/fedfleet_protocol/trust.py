@@ -21,7 +21,7 @@ HUB = "hub"
 MAX_ENVELOPE_BYTES = MAX_MESSAGE_BYTES + 1024
 _CONTEXT = b"fedfleet envelope 1\0"
 _BUNDLE_CONTEXT = b"fedfleet bundle 1\0"
-_TOKEN_PREFIX = "fft1."
+_TOKEN_PREFIX = "fft1."  # noqa: S105 - what all join tokens begin with
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -61,7 +61,8 @@ def open_envelope(data: bytes, key: Ed25519PublicKey, *, sender: str, to: str) -
         )
     if (envelope.sender, envelope.to) != (sender, to):
         raise Forged(
-            f"an envelope from {envelope.sender[:40]!r} to {envelope.to[:40]!r} where one from {sender!r} to {to!r} belongs"
+            f"an envelope from {envelope.sender[:40]!r} to {envelope.to[:40]!r} "
+            f"where one from {sender!r} to {to!r} belongs"
         )
     try:
         key.verify(envelope.sig, _covered(sender, to, envelope.body))
