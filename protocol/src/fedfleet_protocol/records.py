@@ -169,6 +169,34 @@ def decode(data: Buffer) -> Manifest:
         NewerSchema: a later version of fedfleet wrote it.
     """
     view = memoryview(data)
+    body = _body(view)
+    try:
+        manifest = _manifest.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Malformed(f"the manifest of a record stream cannot be read: {error}") from error
+    _check(manifest, _HEAD + len(body), len(view))
+    return manifest
+
+
+def peek(data: Buffer) -> "Head":
+    """Return what the content in `data` is about, in little memory: the rest is not looked at. Raises as `decode`."""
+    return _peek.decode(_body(memoryview(data)))
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The first fields of a manifest."""
+
+    v: int
+    message_type: str = ""
+    group_id: str = ""
+
+
+_peek = msgspec.msgpack.Decoder(Head)
+_manifest = msgspec.msgpack.Decoder(Manifest)
+
+
+def _body(view: memoryview) -> memoryview:
+    """Return the bytes of the manifest, if they are all there and of a version that we understand."""
     if len(view) < _HEAD or bytes(view[:8]) != MAGIC:
         raise Malformed("these bytes are not a record stream: the first eight are not FFRECORD")
     length = int.from_bytes(view[8:16], "little")
@@ -176,25 +204,14 @@ def decode(data: Buffer) -> Manifest:
         raise TooLarge(f"a manifest of {length} bytes; at most {MAX_MANIFEST_BYTES} are taken")
     if _HEAD + length > len(view):
         raise Malformed(f"the manifest claims {length} bytes, {len(view) - _HEAD} are there: the stream is cut off")
+    body = view[_HEAD : _HEAD + length]
     try:
-        version = _version.decode(view[_HEAD : _HEAD + length]).v
-        if version > SCHEMA:
-            raise NewerSchema(
-                f"records of schema {version}, this fedfleet understands up to {SCHEMA}: update this side"
-            )
-        manifest = _manifest.decode(view[_HEAD : _HEAD + length])
+        version = _peek.decode(body).v
     except (msgspec.DecodeError, RecursionError) as error:
         raise Malformed(f"the manifest of a record stream cannot be read: {error}") from error
-    _check(manifest, _HEAD + length, len(view))
-    return manifest
-
-
-class _Version(msgspec.Struct):
-    v: int
-
-
-_version = msgspec.msgpack.Decoder(_Version)
-_manifest = msgspec.msgpack.Decoder(Manifest)
+    if version > SCHEMA:
+        raise NewerSchema(f"records of schema {version}, this fedfleet understands up to {SCHEMA}: update this side")
+    return body
 
 
 def _padded(size: int) -> int:
