@@ -82,7 +82,7 @@ class BlobFolder:
             raise BadRequest(f"the upload of {digest[:12]} was not begun here; begin it again")
         with upload.lock:
             if offset != upload.verifier.position:
-                raise WrongOffset(f"this upload goes on at byte {upload.verifier.position}", upload.verifier.position)
+                raise WrongOffset(upload.verifier.position)
             upload.touched = time.monotonic()
             if offset + len(data) > upload.verifier.blocks.size:
                 raise BadRequest(f"more than the {upload.verifier.blocks.size} bytes announced of {digest[:12]}")
@@ -93,7 +93,7 @@ class BlobFolder:
                 start = error.index * BLOCK_BYTES
                 os.ftruncate(upload.fd, start)
                 upload.verifier = BlockVerifier(upload.verifier.blocks, start)
-                raise WrongBlock(str(error), start) from error
+                raise WrongBlock(start, str(error)) from error
             return upload.verifier.position
 
     def is_whole(self, digest: Digest) -> bool:
