@@ -7,7 +7,7 @@ from fedfleet_coordinator import runs
 from fedfleet_coordinator.errors import RunIsOver, StaleEpoch
 from fedfleet_coordinator.rows import Position, Run
 from fedfleet_protocol.blocks import blocks_of
-from fedfleet_protocol.ids import AgentId, Digest, RunId, flower_number
+from fedfleet_protocol.ids import AgentId, Digest, RunId
 from fedfleet_protocol.messages import BlobRef, Checkpoint, ExchangeView, Open
 from tests.simulation.faults import Faults
 from tests.simulation.hub import Hub, HubDown
@@ -100,11 +100,12 @@ class Runner:
         k = self._k
         self._call(lambda tx, now, out: runs.node_ids(tx, self._l.run, self._epoch, k, now), self._choose)
 
-    def _choose(self, numbers: object) -> None:
+    def _choose(self, answer: object) -> None:
         self._k += 1
         payload = BlobRef(blocks_of([self._model]).digest, len(self._model))
-        assert isinstance(numbers, list)
-        self._cohort = {agent: payload for agent in self._l.hub.devices if flower_number(agent) in numbers}
+        assert isinstance(answer, tuple)
+        agents, _ = answer
+        self._cohort = {agent: payload for agent in self._l.hub.devices if agent in agents}
         self._call(self._open, self._opened)
 
     def _open(self, tx, now, out):  # type: ignore[no-untyped-def]

@@ -17,7 +17,7 @@ from fedfleet_coordinator.exchanges import Exchanges, writable
 from fedfleet_coordinator.outbox import Outbox
 from fedfleet_coordinator.rows import Blob, GridAnswer, LogLine, Metrics, Position, Ref, Run, Turn
 from fedfleet_coordinator.store.port import Tx
-from fedfleet_protocol.ids import RunId, flower_number
+from fedfleet_protocol.ids import AgentId, RunId
 from fedfleet_protocol.messages import BlobRef, ExchangeView, Open, Over
 from fedfleet_protocol.reasons import RUN
 
@@ -160,11 +160,24 @@ def end_by_runner(
     return end(tx, run, state, reason, text, exchanges, now, out, model=model)
 
 
-def node_ids(tx: Tx, run_id: RunId, epoch: str, k: int, now: Now) -> list[int]:
-    """Return the Flower node ids of the agents that are there, recorded as the k-th answer of the run's Grid."""
+def node_ids(
+    tx: Tx, run_id: RunId, epoch: str, k: int, now: Now, *, at_least: int = 0, unlike: list[AgentId] | None = None
+) -> tuple[list[AgentId], bool]:
+    """Return the agents that are there, and whether that is now recorded as the k-th answer of the run's Grid.
+
+    The answer names agents, not Flower's numbers: a runner can count from the one to the other and not back.
+
+    Args:
+        at_least: with fewer agents nothing is recorded; the runner asks again.
+        unlike: with exactly these agents nothing is recorded: the runner waits for a change.
+    """
     run = writable(tx, run_id, epoch)
-    numbers = [flower_number(agent) for agent in fleet.present(tx, run.selector, now)]
-    return list(answer(tx, run_id, epoch, k, "nodes", numbers).value)
+    if tx.get(GridAnswer, run_id, k) is None:
+        agents = fleet.present(tx, run.selector, now)
+        if len(agents) < at_least or agents == unlike:
+            return agents, False
+        return list(answer(tx, run_id, epoch, k, "nodes", agents).value), True
+    return list(answer(tx, run_id, epoch, k, "nodes", []).value), True
 
 
 def answer(tx: Tx, run_id: RunId, epoch: str, k: int, kind: str, value: Any) -> GridAnswer:
