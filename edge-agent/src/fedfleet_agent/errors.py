@@ -3,11 +3,14 @@
     AgentError
     ├── ConfigError       the device owner's: the configuration, with file, line, column and remedy
     ├── NotEnrolled       the device owner's: this device has not joined a fleet, or not under this state folder
+    ├── AlreadyEnrolled   the device owner's: it has joined already
     ├── AlreadyRunning    the device owner's: another agent works in this state folder
     ├── JournalError      the device's: what must not be lost cannot be written down
     │   └── DiskFull      there is no room left; nothing that was accepted is lost
     ├── HubUnreachable    nobody's: no connection, or the hub asked to come back later
-    └── HubRefused        the operator's: the hub answered, and said no
+    ├── HubRefused        the operator's: the hub answered, and said no
+    │   └── GrantRefused  nobody's: the capability expired or is not for this; asking again brings a new one
+    └── TransferCancelled nobody's: the transfer is not wanted any more
 """
 
 
@@ -21,6 +24,10 @@ class ConfigError(AgentError):
 
 class NotEnrolled(AgentError):
     """This device has no identity yet."""
+
+
+class AlreadyEnrolled(AgentError):
+    """This device has an identity already."""
 
 
 class AlreadyRunning(AgentError):
@@ -49,3 +56,11 @@ class HubUnreachable(AgentError):
 
 class HubRefused(AgentError):
     """The hub answered, and said no; trying again unchanged will not help."""
+
+
+class GrantRefused(HubRefused):
+    """The hub does not take the capability (any more); asking for the open tasks brings a new one."""
+
+
+class TransferCancelled(AgentError):
+    """The transfer is not wanted any more; what arrived is kept and the next one goes on there."""
