@@ -96,6 +96,11 @@ class BlobFolder:
                 raise WrongBlock(start, str(error)) from error
             return upload.verifier.position
 
+    def reached(self, digest: Digest) -> int | None:
+        """Return the byte an upload goes on at, None if it was not begun since this process started."""
+        upload = self._uploads.get(digest)
+        return upload.verifier.position if upload is not None else None
+
     def is_whole(self, digest: Digest) -> bool:
         """Whether every byte of an upload is here and right."""
         upload = self._uploads.get(digest)
