@@ -357,7 +357,7 @@ def decode(data: bytes | memoryview, *, limit: int = MAX_MESSAGE_BYTES) -> AnyMe
                 "update this side"
             )
         return _decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(f"not a fedfleet message: {error}") from error
 
 

@@ -172,7 +172,7 @@ def decode(data: Buffer) -> Manifest:
     body = _body(view)
     try:
         manifest = _manifest.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(f"the manifest of a record stream cannot be read: {error}") from error
     _check(manifest, _HEAD + len(body), len(view))
     return manifest
@@ -207,7 +207,7 @@ def _body(view: memoryview) -> memoryview:
     body = view[_HEAD : _HEAD + length]
     try:
         version = _peek.decode(body).v
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(f"the manifest of a record stream cannot be read: {error}") from error
     if version > SCHEMA:
         raise NewerSchema(f"records of schema {version}, this fedfleet understands up to {SCHEMA}: update this side")

@@ -53,7 +53,7 @@ def open_envelope(data: bytes, key: Ed25519PublicKey, *, sender: str, to: str) -
         raise TooLarge(f"an envelope of {len(data)} bytes; at most {MAX_ENVELOPE_BYTES} are taken")
     try:
         envelope = _decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(f"not an envelope: {error}") from error
     if envelope.v > SCHEMA:
         raise NewerSchema(
