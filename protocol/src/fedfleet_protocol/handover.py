@@ -52,7 +52,7 @@ class Limits(msgspec.Struct, frozen=True):
     memory_bytes: int = 0
     file_bytes: int = 0
     nice: int = 5
-    lines_per_s: int = 200
+    lines_per_s: float = 200.0
 
 
 class Frame(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower):
@@ -100,7 +100,12 @@ class Loaded(Frame, frozen=True):
 
 
 class LoadFailed(Frame, frozen=True):
-    """There is no app to call: `code` is "packages" or "bundle"."""
+    """There is no app to call.
+
+    Attributes:
+        code: "packages", something is not installed; "bundle", it is no Flower app or raised when imported; "disk",
+            no room to unpack it; "outside", somebody else killed the trainer meanwhile.
+    """
 
     code: str = ""
     text: str = ""
@@ -144,8 +149,8 @@ class Failed(Frame, frozen=True):
     """There will be no reply to an order.
 
     Attributes:
-        code: "app", the app ended its own process or could not stay within its limits; "outside", it was killed by
-            somebody else.
+        code: "app", the app ended its own process or did not stay within its limits; "outside", somebody else killed
+            it; "disk", no room for its reply.
     """
 
     order: Order = Order("")
@@ -243,5 +248,5 @@ def _unpack(decoder: "msgspec.msgpack.Decoder[_T]", body: bytes | memoryview) ->
                 f"the frame {head.kind!r} has schema {head.v}, this fedfleet understands {SCHEMA}: update this side"
             )
         return decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(f"not a frame between agent and trainer: {error}") from error

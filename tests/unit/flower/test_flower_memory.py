@@ -30,8 +30,8 @@ def peak() -> Iterator[dict[str, int]]:
     def watch() -> None:
         while not stop.wait(0.001):
             now = resident()
-            for name in most:
-                most[name] = max(most[name], now[name] - start[name])
+            for name, value in now.items():
+                most[name] = max(most[name], value - start[name])
 
     thread = threading.Thread(target=watch)
     thread.start()
