@@ -1,17 +1,22 @@
-"""The one part that writes the broker's files, and keeps a mosquitto where nobody else does.
+"""The one part that writes the broker's files, and makes it read them again.
 
 mosquitto fails open: a broken revocation list switches revocation off, a broken ACL lets everybody read and write
 everything (measured on 2.0.11). So each file is complete before it takes its place, by rename, and a revoked agent is
-silenced three times: by the list, by a rule of its own that denies every topic, and by taking over its session.
+silenced three times: by the list, by a rule of its own that denies every topic, and by taking over its session, which
+the list alone leaves alive.
+
+Agents and services have a listener, a CA and an ACL each. A client's id is the name in its certificate, whatever it
+calls itself: ids are the broker's keys to sessions, and over any listener.
 """
 
-import contextlib
 import os
-import shutil
 import signal
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+from shutil import which
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fedfleet_coordinator.errors import Misconfigured
 from fedfleet_coordinator.pki import Pki, write_private
@@ -21,122 +26,147 @@ from fedfleet_protocol.ids import AgentId
 SERVICE = "coordinator"
 """The name in the coordinator's own certificate."""
 _BROKER = "broker"
+_START_S = 10.0
+_STOP_S = 5.0
+_KICK_S = 5.0
+_LOG_BYTES = 8 << 20
+Revoked = Iterable[tuple[AgentId, tuple[str, ...]]]
+"""Revoked agents, each with the serial numbers of its certificates."""
 
 
 class BrokerFiles:
-    """Configuration, ACL, revocation list and certificates of a mosquitto, in one folder.
+    """Configuration, ACLs, revocation list and certificates of a mosquitto, in one folder.
 
     Args:
-        agents_port: where agents connect, on all addresses. service_port: where the coordinator does, on loopback.
+        agents_host, agents_port: where agents connect. service_port: where the coordinator does, on loopback.
     """
 
     def __init__(self, folder: Path, *, agents_host: str, agents_port: int, service_port: int) -> None:
-        self.folder = folder
+        self.folder = folder.absolute()
         self.agents_host, self.agents_port, self.service_port = agents_host, agents_port, service_port
 
-    def write(
-        self, pki: Pki, hosts: list[str], revoked: Iterable[tuple[AgentId, tuple[str, ...]]], now_wall: float
-    ) -> None:
-        """Write everything a broker starts from."""
+    @property
+    def configuration_file(self) -> Path:
+        """What mosquitto is started with."""
+        return self.folder / "mosquitto.conf"
+
+    def write(self, pki: Pki, hosts: list[str], revoked: Revoked, now_wall: float) -> None:
+        """Write everything a broker starts from.
+
+        Args:
+            hosts: the names and addresses under which agents and the coordinator reach the broker.
+        """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.folder / "data").mkdir(mode=0o700, exist_ok=True)
-        chain, key = pki.issue_service(_BROKER, hosts, now_wall=now_wall)
+        names = list(dict.fromkeys([*hosts, "localhost", "127.0.0.1"]))
+        chain, key = pki.issue_service(_BROKER, names, now_wall=now_wall)
         write_private(self.folder / "server.pem", chain)
         write_private(self.folder / "server.key", key)
-        for name in ("agents", "services"):
-            write_private(self.folder / f"{name}-ca.pem", pki.ca_pem(name).encode())  # type: ignore[arg-type]
+        write_private(self.folder / "agents-ca.pem", pki.ca_pem("agents").encode())
+        write_private(self.folder / "services-ca.pem", pki.ca_pem("services").encode())
+        write_private(self.folder / "services.acl", f"user {SERVICE}\n{topics.SERVICE_ACL}\n".encode())
         self.write_revoked(pki, revoked, now_wall)
-        write_private(self.folder / "mosquitto.conf", self._configuration().encode())
+        write_private(self.configuration_file, self._configuration().encode())
 
-    def write_revoked(self, pki: Pki, revoked: Iterable[tuple[AgentId, tuple[str, ...]]], now_wall: float) -> None:
-        """Write the list of revoked certificates and the ACL; the broker reads them on SIGHUP."""
+    def write_revoked(self, pki: Pki, revoked: Revoked, now_wall: float) -> None:
+        """Write the list of revoked certificates and the agents' ACL; the broker reads them on SIGHUP."""
         known = list(revoked)
-        crl = pki.crl([serial for _, serials in known for serial in serials], now_wall=now_wall)
+        lines = [line for agent, _ in known for line in (f"user {agent}", "topic deny #")]
+        # The rule first: if the power fails between the two, the agent is mute already.
+        write_private(self.folder / "agents.acl", ("\n".join([*lines, *topics.AGENT_ACL]) + "\n").encode())
+        crl = pki.crl(sorted({serial for _, serials in known for serial in serials}), now_wall=now_wall)
         write_private(self.folder / "agents.crl", crl)
-        lines = [f"user {SERVICE}", topics.SERVICE_ACL, ""]
-        for agent, _ in known:
-            lines += [f"user {agent}", "topic deny #", ""]
-        write_private(self.folder / "acl", ("\n".join([*lines, *topics.AGENT_ACL]) + "\n").encode())
 
     def _configuration(self) -> str:
         here = self.folder
+        if any(character in str(here) for character in "\n\r"):
+            raise Misconfigured(f"the state folder {here!s} has a line break in its name; choose another with --state")
         tls = f"""certfile {here / "server.pem"}
 keyfile {here / "server.key"}
 require_certificate true
 use_identity_as_username true
+use_username_as_clientid true
 tls_version tlsv1.3
-allow_anonymous false
-acl_file {here / "acl"}
-"""
+allow_anonymous false"""
+        # mosquitto gives up root for a user who could not read these files; elsewhere the line has no effect.
+        user = "user root" if os.geteuid() == 0 else ""
         return f"""# Written by fedfleet-coordinator; changes are overwritten.
 per_listener_settings true
-{"user root" if os.geteuid() == 0 else ""}
+{user}
+pid_file {here / "mosquitto.pid"}
 log_dest stderr
 log_type error
 log_type warning
+connection_messages false
 persistence true
 persistence_location {here / "data"}/
 autosave_interval 30
+pid_file {here / "mosquitto.pid"}
 persistent_client_expiration 7d
 max_queued_messages 100000
 max_inflight_messages 100
 message_size_limit 1048576
-set_tcp_nodelay true
 max_keepalive 3600
+set_tcp_nodelay true
 
-# Agents: names are those of the certificate, whatever a client calls itself.
+# Agents.
 listener {self.agents_port} {self.agents_host}
 max_connections -1
-use_username_as_clientid true
 cafile {here / "agents-ca.pem"}
 crlfile {here / "agents.crl"}
+acl_file {here / "agents.acl"}
 {tls}
+
 # The coordinator: another CA, and this machine only.
 listener {self.service_port} 127.0.0.1
 cafile {here / "services-ca.pem"}
-{tls}"""
+acl_file {here / "services.acl"}
+{tls}
+"""
 
 
-class Broker:
-    """A mosquitto of our own, as a child process."""
+def reload(folder: Path) -> bool:
+    """Make the broker that runs on `folder` read ACL and revocation list again; return whether there was one."""
+    try:
+        os.kill(int((folder / "mosquitto.pid").read_text()), signal.SIGHUP)
+    except (OSError, ValueError):
+        return False
+    return True
 
-    def __init__(self, files: BrokerFiles) -> None:
-        self._files = files
-        self.process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def pid(self) -> int | None:
-        """The process, if it runs."""
-        return self.process.pid if self.process is not None and self.process.poll() is None else None
+def command(folder: Path) -> list[str]:
+    """Return the command line that runs a broker on `folder`, in the foreground.
 
-    def start(self) -> None:
-        """Start it.
+    Raises:
+        Misconfigured: mosquitto is not installed.
+    """
+    return [program(), "-c", str(folder / "mosquitto.conf")]
 
-        Raises:
-            Misconfigured: there is no mosquitto on this machine.
-        """
-        log = (self._files.folder / "mosquitto.log").open("ab")
-        with log:
-            self.process = subprocess.Popen(
-                [program(), "-c", str(self._files.folder / "mosquitto.conf")],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
 
-    def reload(self) -> None:
-        """Make it read ACL and revocation list again."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGHUP)
+def take_over(pki: Pki, agent: AgentId, *, port: int, folder: Path, now_wall: float) -> None:
+    """End the live session of a revoked agent, by a connection in its name that is closed at once.
 
-    def stop(self) -> None:
-        """Stop it and wait until it is gone."""
-        if self.process is None:
-            return
-        self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(5)
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+    A broker checks a certificate when a connection is made and never again (measured): whoever is connected stays so.
+    """
+    key = Ed25519PrivateKey.generate()
+    certificate = pki.issue_agent(key.public_key(), agent, now_wall=now_wall)
+    chain = folder / f"kick-{agent}.pem"
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    write_private(chain, private + certificate.public_bytes(Encoding.PEM))
+    try:
+        context = client_context(pki.ca_pem("services"), chain)
+    finally:
+        chain.unlink()
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=agent, protocol=mqtt.MQTTv5)
+    client.tls_set_context(context)
+    connected = threading.Event()
+    client.on_connect = lambda *_: connected.set()
+    with contextlib.suppress(OSError):
+        client.connect("127.0.0.1", port, 30, clean_start=True)
+        client.loop_start()
+        connected.wait(5)
+        client.disconnect()
+        client.loop_stop()
 
 
 def program() -> str:
@@ -145,7 +175,13 @@ def program() -> str:
     Raises:
         Misconfigured: it is not installed.
     """
-    found = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+    found = which("mosquitto") or which("mosquitto", path="/usr/sbin:/usr/local/sbin")
     if found is None:
         raise Misconfigured("mosquitto, the MQTT broker, is not installed; on Debian: apt-get install mosquitto")
     return found
+
+
+def _reachable(files: BrokerFiles, port: int) -> str:
+    if port == files.service_port:
+        return "127.0.0.1"
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(files.agents_host, files.agents_host)  # noqa: S104

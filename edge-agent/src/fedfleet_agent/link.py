@@ -196,14 +196,14 @@ class Link:
         client.on_subscribe, client.on_message = self._subscribed, self._heard
         client.on_socket_open, client.on_socket_close = self._opened, self._closed
         client.on_socket_register_write, client.on_socket_unregister_write = self._writes, self._opened
-        will = Properties(PacketTypes.WILLMESSAGE)
+        will = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
         will.WillDelayInterval = WILL_DELAY_S
         gone = self._sealed(Presence(online=False))
         client.will_set(topics.presence(self._credentials.agent), gone, qos=1, retain=True, properties=will)
         return client
 
     def _dial(self, now: float) -> None:
-        properties = Properties(PacketTypes.CONNECT)
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = SESSION_S
         properties.ReceiveMaximum = _AT_A_TIME
         host, port = self._credentials.broker
@@ -261,7 +261,7 @@ class Link:
                 client.ack(message.mid, message.qos)
 
         try:
-            order = self._understood(message.payload)
+            order = self._understood(bytes(message.payload))
         except ProtocolError as error:
             self.dropped += 1
             _log.warning("dropped what came on the control link: %s", error)
