@@ -9,17 +9,24 @@ Agents and services have a listener, a CA and an ACL each. A client's id is the 
 calls itself: ids are the broker's keys to sessions, and over any listener.
 """
 
+import contextlib
 import os
 import signal
+import socket
+import subprocess
+import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from shutil import which
 
+import paho.mqtt.client as mqtt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from paho.mqtt.enums import CallbackAPIVersion
 
 from fedfleet_coordinator.errors import Misconfigured
-from fedfleet_coordinator.pki import Pki, write_private
+from fedfleet_coordinator.pki import Pki, client_context, write_private
 from fedfleet_protocol import topics
 from fedfleet_protocol.ids import AgentId
 
@@ -29,7 +36,6 @@ _BROKER = "broker"
 _START_S = 10.0
 _STOP_S = 5.0
 _KICK_S = 5.0
-_LOG_BYTES = 8 << 20
 Revoked = Iterable[tuple[AgentId, tuple[str, ...]]]
 """Revoked agents, each with the serial numbers of its certificates."""
 
@@ -93,7 +99,6 @@ allow_anonymous false"""
         return f"""# Written by fedfleet-coordinator; changes are overwritten.
 per_listener_settings true
 {user}
-pid_file {here / "mosquitto.pid"}
 log_dest stderr
 log_type error
 log_type warning
@@ -123,6 +128,54 @@ cafile {here / "services-ca.pem"}
 acl_file {here / "services.acl"}
 {tls}
 """
+
+
+class Broker:
+    """A mosquitto of our own, as a child process."""
+
+    def __init__(self, files: BrokerFiles) -> None:
+        self._files = files
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process, if it runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def start(self) -> None:
+        """Start it, and return when it takes connections.
+
+        Raises:
+            Misconfigured: there is no mosquitto on this machine, or it does not start.
+        """
+        path = self._files.folder / "mosquitto.log"
+        with path.open("wb") as log:
+            self._process = subprocess.Popen(
+                command(self._files.folder),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        until = time.monotonic() + _START_S
+        while time.monotonic() < until and self.pid is not None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._files.service_port), 1):
+                return
+            time.sleep(0.02)
+        self.stop()
+        raise Misconfigured(f"mosquitto does not start: {path.read_text(errors='replace')[-500:]}")
+
+    def stop(self) -> None:
+        """Stop it and wait until it is gone."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def reload(folder: Path) -> bool:
@@ -164,7 +217,7 @@ def take_over(pki: Pki, agent: AgentId, *, port: int, folder: Path, now_wall: fl
     with contextlib.suppress(OSError):
         client.connect("127.0.0.1", port, 30, clean_start=True)
         client.loop_start()
-        connected.wait(5)
+        connected.wait(_KICK_S)
         client.disconnect()
         client.loop_stop()
 
@@ -179,9 +232,3 @@ def program() -> str:
     if found is None:
         raise Misconfigured("mosquitto, the MQTT broker, is not installed; on Debian: apt-get install mosquitto")
     return found
-
-
-def _reachable(files: BrokerFiles, port: int) -> str:
-    if port == files.service_port:
-        return "127.0.0.1"
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(files.agents_host, files.agents_host)  # noqa: S104

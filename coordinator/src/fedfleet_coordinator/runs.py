@@ -18,7 +18,7 @@ from fedfleet_coordinator.outbox import Outbox
 from fedfleet_coordinator.rows import Blob, GridAnswer, LogLine, Metrics, Position, Ref, Run, Turn
 from fedfleet_coordinator.store.port import Tx
 from fedfleet_protocol.ids import AgentId, RunId
-from fedfleet_protocol.messages import BlobRef, ExchangeView, Open, Over
+from fedfleet_protocol.messages import BlobRef, ExchangeView, Log, Open, Over
 from fedfleet_protocol.reasons import RUN
 
 MAX_BARREN = 3
@@ -238,3 +238,14 @@ def open_exchange(tx: Tx, request: Open, exchanges: Exchanges, now: Now, out: Ou
         text = f"{RUN['nondeterministic']}: exchange {request.n} ({request.label or 'no label'})"
         end(tx, writable(tx, request.run, request.epoch), "failed", "nondeterministic", text, exchanges, now, out)
     return view
+
+
+def device_log(tx: Tx, agent: AgentId, message: Log, now: Now, out: Outbox) -> None:
+    """Append what an app wrote on a device, if the device is in that run."""
+    run = tx.get(Run, message.run)
+    if run is None or tx.get(Turn, message.run, agent) is None:
+        return
+    lines = [line[:2000] for line in message.lines[:500]]
+    if message.dropped:
+        lines.append(f"({message.dropped} more lines were over the rate limit and are not kept)")
+    log(tx, message.run, agent, lines, now, out)
