@@ -12,6 +12,7 @@ After `start` come any number of `Progressed` and `Output`, and then exactly one
 order was cancelled. Nothing here retries: `Failed.code` says what to make of it.
 """
 
+import errno
 import os
 import select
 import shutil
@@ -394,7 +395,7 @@ class Supervisor:
         source = place.trainer.folder / handover.check_file_name(file.name)
         blocks = checked(file.digest, file.size, file.blocks)
         try:
-            source.rename(target)
+            _move(source, target)
         except FileNotFoundError as error:
             raise Malformed(f"the trainer names a file {file.name!r} that is not there") from error
         found = os.lstat(target)
@@ -419,7 +420,23 @@ def _empty(folder: Path, *, keep: str = "") -> None:
                     os.unlink(entry.path)
 
 
+def _move(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # The trainer's folder is a volume of its own. A link, a pipe or a device is not followed, opened or waited for.
+        fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as given:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise Malformed(f"{source.name!r} is not a plain file") from error
+            with target.open("xb") as taken:
+                shutil.copyfileobj(given, taken, 1 << 20)
+        source.unlink()
+
+
 def _trouble(error: OSError) -> tuple[str, str]:
-    if error.errno in (28, 122):  # ENOSPC, EDQUOT
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk", "no room on this device's disk to hand the work to the trainer; free some space"
     return "outside", f"the trainer could not be started or reached: {error}"

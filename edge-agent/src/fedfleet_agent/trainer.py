@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -113,9 +114,8 @@ class Trainer:
         self.connection.close()
         if self._child is None:
             return
-        with suppress(subprocess.TimeoutExpired):
-            self._child.wait(_LAST_WORDS_S)
-        # The group lives as long as one of its processes does, and until then nobody else can have its number.
+        self._wait(self._child.pid)
+        # The child is not reaped yet: until then nobody else can have its group's number.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._child.pid, signal.SIGKILL)
         self._child.wait()
@@ -123,14 +123,25 @@ class Trainer:
     def _lost(self) -> TrainerLost:
         if self._child is None:
             return TrainerLost("the trainer hung up", outside=True)
-        try:
-            status = self._child.wait(_LAST_WORDS_S)
-        except subprocess.TimeoutExpired:
+        status = self._wait(self._child.pid)
+        if status is None:
             return TrainerLost("the trainer closed its connection", outside=False)
         if status in (-signal.SIGKILL, -signal.SIGTERM):
             return TrainerLost(f"the trainer was killed from outside by signal {-status}", outside=True)
         # With status 0 it ended between two orders, before it read this one: not the order's fault.
         return TrainerLost(f"the trainer ended with status {status} without an answer", outside=status == 0)
+
+    @staticmethod
+    def _wait(pid: int) -> int | None:
+        """Return how the child ended, negative for a signal, without reaping it; None if it still lives."""
+        until = time.monotonic() + _LAST_WORDS_S
+        while True:
+            found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if found is not None:
+                return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+            if time.monotonic() > until:
+                return None
+            time.sleep(0.002)
 
 
 def start_child(folder: Path, *, python: str = sys.executable, extra: Mapping[str, str] | None = None) -> Trainer:
