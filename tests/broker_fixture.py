@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedfleet_agent import identity
@@ -72,8 +71,8 @@ def running_broker(folder: Path) -> Iterator[Site]:
     files = BrokerFiles(folder / "broker", agents_host="127.0.0.1", agents_port=free_port(), service_port=free_port())
     files.write(pki, ["127.0.0.1"], [], time.time())
     broker = Broker(files)
-    broker.start()
     try:
+        broker.start()
         yield Site(folder, pki, files, broker)
     finally:
         broker.stop()
@@ -136,7 +135,3 @@ class Ear:
 
     def _up(self) -> None:
         self.ups += 1
-
-
-def changed(message: msgspec.Struct, **fields: object) -> msgspec.Struct:
-    return msgspec.structs.replace(message, **fields)

@@ -14,18 +14,15 @@ import os
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from shutil import which
 
-import paho.mqtt.client as mqtt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from paho.mqtt.enums import CallbackAPIVersion
 
-from fedfleet_coordinator.errors import Misconfigured
+from fedfleet_coordinator.errors import Misconfigured, Unavailable
 from fedfleet_coordinator.pki import Pki, client_context, write_private
 from fedfleet_protocol import topics
 from fedfleet_protocol.ids import AgentId
@@ -143,11 +140,12 @@ class Broker:
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> None:
-        """Start it, and return when it takes connections.
+        """Start it, and return when it takes connections. One that somebody who was killed left behind is ended first.
 
         Raises:
             Misconfigured: there is no mosquitto on this machine, or it does not start.
         """
+        self._end_orphan()
         path = self._files.folder / "mosquitto.log"
         with path.open("wb") as log:
             self._process = subprocess.Popen(
@@ -163,7 +161,10 @@ class Broker:
                 return
             time.sleep(0.02)
         self.stop()
-        raise Misconfigured(f"mosquitto does not start: {path.read_text(errors='replace')[-500:]}")
+        raise Misconfigured(
+            f"mosquitto does not start: {path.read_text(errors='replace')[-500:].strip()}; "
+            f"are ports {self._files.agents_port} and {self._files.service_port} free?"
+        )
 
     def stop(self) -> None:
         """Stop it and wait until it is gone."""
@@ -177,13 +178,24 @@ class Broker:
             process.kill()
             process.wait()
 
+    def _end_orphan(self) -> None:
+        pid = _running(self._files.folder)
+        if pid is None:
+            return
+        until = time.monotonic() + _STOP_S
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+            while time.monotonic() < until:
+                os.kill(pid, 0)
+                time.sleep(0.02)
+
 
 def reload(folder: Path) -> bool:
     """Make the broker that runs on `folder` read ACL and revocation list again; return whether there was one."""
-    try:
-        os.kill(int((folder / "mosquitto.pid").read_text()), signal.SIGHUP)
-    except (OSError, ValueError):
+    pid = _running(folder)
+    if pid is None:
         return False
+    os.kill(pid, signal.SIGHUP)
     return True
 
 
@@ -200,6 +212,10 @@ def take_over(pki: Pki, agent: AgentId, *, port: int, folder: Path, now_wall: fl
     """End the live session of a revoked agent, by a connection in its name that is closed at once.
 
     A broker checks a certificate when a connection is made and never again (measured): whoever is connected stays so.
+    The few bytes are spoken here: paho's thread waits by `select`, which hangs in a process with many descriptors.
+
+    Raises:
+        Unavailable: the broker did not answer; the agent is denied every topic, but may still be connected.
     """
     key = Ed25519PrivateKey.generate()
     certificate = pki.issue_agent(key.public_key(), agent, now_wall=now_wall)
@@ -210,16 +226,19 @@ def take_over(pki: Pki, agent: AgentId, *, port: int, folder: Path, now_wall: fl
         context = client_context(pki.ca_pem("services"), chain)
     finally:
         chain.unlink()
-    client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=agent, protocol=mqtt.MQTTv5)
-    client.tls_set_context(context)
-    connected = threading.Event()
-    client.on_connect = lambda *_: connected.set()
-    with contextlib.suppress(OSError):
-        client.connect("127.0.0.1", port, 30, clean_start=True)
-        client.loop_start()
-        connected.wait(_KICK_S)
-        client.disconnect()
-        client.loop_stop()
+    name = agent.encode()
+    # MQTT 5 §3.1: protocol name and level, clean start, keep-alive 10 s, no properties, client id.
+    rest = b"\x00\x04MQTT\x05\x02\x00\x0a\x00" + len(name).to_bytes(2, "big") + name
+    try:
+        plain = socket.create_connection(("127.0.0.1", port), _KICK_S)
+        with plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
+            sock.sendall(bytes((0x10, len(rest))) + rest)
+            answer = sock.recv(4)
+            if answer[:1] != b"\x20" or answer[3:4] != b"\x00":
+                raise Unavailable(f"the broker did not let the hub take over the session of {agent}; revoke it again")
+            sock.sendall(b"\xe0\x00")  # §3.14: a normal disconnect, and with it the session ends
+    except OSError as error:
+        raise Unavailable(f"the broker cannot be reached to end the session of {agent}: {error}") from error
 
 
 def program() -> str:
@@ -232,3 +251,13 @@ def program() -> str:
     if found is None:
         raise Misconfigured("mosquitto, the MQTT broker, is not installed; on Debian: apt-get install mosquitto")
     return found
+
+
+def _running(folder: Path) -> int | None:
+    """Return the process that runs a broker on `folder`: a process id is used again by others, so its words decide."""
+    try:
+        pid = int((folder / "mosquitto.pid").read_text())
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    return pid if os.fsencode(folder / "mosquitto.conf") in words else None

@@ -18,12 +18,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from urllib3.util import Timeout
 
 from fedfleet_agent import identity
-from fedfleet_agent.errors import AlreadyEnrolled, ConfigError, HubRefused, HubUnreachable
+from fedfleet_agent.errors import AlreadyEnrolled, HubRefused, HubUnreachable
 from fedfleet_agent.identity import Credentials
 from fedfleet_protocol import messages
 from fedfleet_protocol.errors import ProtocolError
+from fedfleet_protocol.ids import AgentId
 from fedfleet_protocol.messages import Enrol, Identity, Message, Renew
-from fedfleet_protocol.trust import JoinToken, read_token
+from fedfleet_protocol.trust import JoinToken
 
 MAX_ANSWER_BYTES: Final = 64 << 10
 _TIMEOUT: Final = Timeout(connect=10.0, read=30.0)
@@ -34,11 +35,11 @@ class _Problem(msgspec.Struct):
     text: str = ""
 
 
-def join(folder: Path, token_text: str, *, version: str = "") -> Credentials:
+def join(token: JoinToken, folder: Path, *, version: str = "") -> AgentId:
     """Make this device an agent of the fleet that the token belongs to; asked again, it becomes the same agent.
 
     Raises:
-        AlreadyEnrolled: it is one already. ConfigError: the token is cut off or mistyped.
+        AlreadyEnrolled: it is one already.
         HubUnreachable: try again later. HubRefused: the hub says no, or it is not the hub that the token names.
     """
     if identity.enrolled(folder):
@@ -47,17 +48,13 @@ def join(folder: Path, token_text: str, *, version: str = "") -> Credentials:
             f"this device is agent {known.agent} of {known.about.data_url} already; use another --state folder, "
             "or remove identity.pem there to leave that fleet"
         )
-    try:
-        token = read_token(token_text)
-    except ProtocolError as error:
-        raise ConfigError(str(error)) from error
     ca_pem = _authority(token)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = identity.pending_key(folder, None)
-    request = Enrol(token=token_text.strip(), csr_pem=request_for(key), version=version)
+    request = Enrol(token=token.spell(), csr_pem=request_for(key), version=version)
     told = _ask(identity.trusting(ca_pem), f"{token.url.rstrip('/')}/v1/enrol", request)
     # What the token named is believed, not what the answer says should be.
-    return identity.store(folder, msgspec.structs.replace(told, services_ca_pem=ca_pem), key, first=True)
+    return identity.store(folder, msgspec.structs.replace(told, services_ca_pem=ca_pem), key, first=True).agent
 
 
 def renew(credentials: Credentials) -> Credentials:
