@@ -1,0 +1,53 @@
+"""The commands by name, and what `fedfleet --help` says."""
+
+import importlib.metadata
+from typing import Annotated
+
+import typer
+
+from fedfleet_coordinator.cli import fleet_commands, local_commands, run_commands
+from fedfleet_coordinator.cli.output import say
+
+_HELP = """Federated learning on fleets of edge devices.
+
+Start a fleet on this machine with [bold]fedfleet up[/], run a Flower app on it with [bold]fedfleet run APP_DIR[/].
+
+Exit codes: 0 done, 1 the run failed, 2 bad input, 3 no coordinator answers, 4 the coordinator refuses,
+5 a part of a local fleet failed, 130 interrupted.
+"""
+
+app = typer.Typer(
+    help=_HELP, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        try:
+            say(f"fedfleet {importlib.metadata.version('fedfleet-coordinator')}")
+        except importlib.metadata.PackageNotFoundError:
+            say("fedfleet, from a source folder")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+app.command()(local_commands.up)
+app.command()(local_commands.demo)
+app.command()(run_commands.run)
+app.add_typer(run_commands.runs, name="runs")
+app.command()(run_commands.logs)
+app.command()(run_commands.stop)
+app.command()(run_commands.plot)
+app.add_typer(run_commands.model, name="model")
+app.command()(fleet_commands.agents)
+app.command()(fleet_commands.explain)
+app.add_typer(fleet_commands.token, name="token")
+app.command()(fleet_commands.revoke)
+app.command()(fleet_commands.doctor)

@@ -1,0 +1,39 @@
+"""What commands print: tables for people, JSON for programs, and errors as sentences on stderr."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+
+console = Console()
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def show(data: Any, picture: RenderableType, *, as_json: bool) -> None:
+    """Print `data` as JSON, or `picture`."""
+    if as_json:
+        print_json(data)
+    else:
+        console.print(picture)
+
+
+def print_json(data: Any) -> None:
+    """Print `data` as JSON, for programs."""
+    sys.stdout.write(json.dumps(data, indent=2, sort_keys=True, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def say(line: str) -> None:
+    """Print a line for a person, at once, whoever reads it."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def complain(text: str, exit_code: int) -> None:
+    """Print an error on stderr: a sentence, or JSON if the command was asked for JSON."""
+    if "--json" in sys.argv:
+        sys.stderr.write(json.dumps({"error": text, "exit_code": exit_code}) + "\n")
+    else:
+        sys.stderr.write(f"error: {text}\n")
