@@ -4,8 +4,11 @@ import random
 from collections.abc import Callable
 
 from fedfleet_coordinator import runs
+from fedfleet_coordinator.clock import Now
 from fedfleet_coordinator.errors import RunIsOver, StaleEpoch
-from fedfleet_coordinator.rows import Position, Run
+from fedfleet_coordinator.outbox import Outbox
+from fedfleet_coordinator.rows import Blob, Position, Run
+from fedfleet_coordinator.store.port import Tx
 from fedfleet_protocol.blocks import blocks_of
 from fedfleet_protocol.ids import AgentId, Digest, RunId
 from fedfleet_protocol.messages import BlobRef, Checkpoint, ExchangeView, Open
@@ -15,6 +18,7 @@ from tests.simulation.timeline import Timeline
 from tests.simulation.work import fold
 
 INITIAL = b"model 0"
+Work = Callable[[Tx, Now, Outbox], object]
 
 
 class Launcher:
@@ -55,15 +59,19 @@ class Launcher:
 
 
 class Runner:
-    """One runner process. It retries every call until it is answered, and stops when it is fenced."""
+    """One runner process. It retries every call until it is answered, and stops when it is fenced.
+
+    It keeps up to `window` exchanges open; each sends the model as it was `window` folds before.
+    """
 
     def __init__(self, launcher: Launcher, epoch: str) -> None:
         self._l, self._epoch, self.dead = launcher, epoch, False
-        self._n, self._k, self._model = 1, 1, INITIAL
-        self._cohort: dict[AgentId, BlobRef] = {}
+        self._models: dict[int, bytes] = {0: INITIAL}
+        self._folded, self._opened_n = 0, 0
+        self._cohorts: dict[int, list[AgentId]] = {}
         self._call(self._position, self._begin)
 
-    def _call(self, work: Callable[..., object], then: Callable[[object], None]) -> None:
+    def _call(self, work: Work, then: Callable[[object], None]) -> None:
         """Call the hub; once answered, go on. The request, or its answer, may be lost: then call again."""
 
         def arrive() -> None:
@@ -84,74 +92,87 @@ class Runner:
 
         self._l.timeline.after(self._l.rng.uniform(0.01, 2.0), arrive)
 
-    def _position(self, tx, now, out):  # type: ignore[no-untyped-def]
+    def _position(self, tx: Tx, now: Now, out: Outbox) -> Position | None:
         return tx.get(Position, self._l.run)
 
     def _begin(self, position: object) -> None:
         if isinstance(position, Position):
-            self._n, self._k = position.next_n, position.next_answer
-            self._model = self._l.hub.watch.files[Digest(position.blobs["model"][0])]
+            self._folded = self._opened_n = position.next_n - 1
+            files = self._l.hub.watch.files
+            self._models = {int(k): files[Digest(blob[0])] for k, blob in position.blobs.items()}
         self._next()
 
     def _next(self) -> None:
-        if self._n > self._l.rounds:
+        """Open what may be open, then wait for the oldest."""
+        if self._folded >= self._l.rounds:
             self._call(self._end, lambda _: None)
-            return
-        k = self._k
-        self._call(lambda tx, now, out: runs.node_ids(tx, self._l.run, self._epoch, k, now), self._choose)
+        elif self._opened_n < min(self._l.rounds, self._folded + self._l.faults.window):
+            n = self._opened_n + 1
+            self._call(lambda tx, now, out: runs.node_ids(tx, self._l.run, self._epoch, n, now), self._choose)
+        else:
+            n = self._folded + 1
+            look: Work = lambda tx, now, out: self._l.hub.exchanges.view(tx, self._l.run, n)  # noqa: E731
+            self._call(look, self._looked)
 
     def _choose(self, answer: object) -> None:
-        self._k += 1
-        payload = BlobRef(blocks_of([self._model]).digest, len(self._model))
         assert isinstance(answer, tuple)
-        agents, _ = answer
-        self._cohort = {agent: payload for agent in self._l.hub.devices if agent in agents}
-        self._call(self._open, self._opened)
+        n = self._opened_n + 1
+        self._cohorts[n] = [agent for agent in self._l.hub.devices if agent in answer[0]]
+        self._call(lambda tx, now, out: self._open(tx, n, now, out), self._opened)
 
-    def _open(self, tx, now, out):  # type: ignore[no-untyped-def]
-        request = Open(run=self._l.run, epoch=self._epoch, n=self._n, cohort=self._cohort, label="train",
-                       deadline_s=self._l.faults.deadline)  # fmt: skip
+    def _open(self, tx: Tx, n: int, now: Now, out: Outbox) -> ExchangeView:
+        faults, model = self._l.faults, self._models[max(0, n - self._l.faults.window)]
+        payload = BlobRef(blocks_of([model]).digest, len(model))
+        request = Open(run=self._l.run, epoch=self._epoch, n=n, cohort=dict.fromkeys(self._cohorts[n], payload),
+                       label="train", deadline_s=faults.deadline, quorum=faults.quorum, grace_s=faults.grace,
+                       late="keep" if faults.keep else "refuse")  # fmt: skip
         view = runs.open_exchange(tx, request, self._l.hub.exchanges, now, out)
         if view.need:
-            self._l.hub.put_blob(tx, self._model, now)
+            self._l.hub.put_blob(tx, model, now)
             view = runs.open_exchange(tx, request, self._l.hub.exchanges, now, out)
         return view
 
     def _opened(self, view: object) -> None:
         assert isinstance(view, ExchangeView) and view.closed != "nondeterministic", view
+        self._opened_n = view.n
+        self._next()
+
+    def _looked(self, view: object) -> None:
+        assert isinstance(view, ExchangeView)
         if view.closed:
             self._fold(view)
         else:
-            look = lambda tx, now, out: self._l.hub.exchanges.view(tx, self._l.run, self._n)  # noqa: E731
-            self._l.timeline.after(2.0, lambda: self._call(look, self._opened))
+            self._l.timeline.after(2.0, self._next)
 
     def _fold(self, view: ExchangeView) -> None:
-        replies = sorted((ref for ref in view.replies if ref.blob is not None), key=lambda ref: ref.agent)
+        replies = sorted((ref for ref in view.replies if ref.blob is not None and not ref.late), key=lambda r: r.agent)
         self._check_blobs([ref.blob.digest for ref in replies if ref.blob is not None])
         works = [self._l.hub.watch.files[ref.blob.digest] for ref in replies if ref.blob is not None]
-        self._model = fold(self._model, works)
-        self._n += 1
-        if self._n % 2 and self._n <= self._l.rounds:
+        self._models[view.n] = fold(self._models[view.n - 1], works)
+        self._folded = view.n
+        if self._folded % 2 == 0 and self._folded < self._l.rounds:
             self._call(self._commit, lambda _: self._next())
         else:
             self._next()
 
     def _check_blobs(self, digests: list[Digest]) -> None:
-        from fedfleet_coordinator.rows import Blob
-
         with self._l.hub.store.transaction() as tx:
             row = tx.get(Run, self._l.run)
             if row is not None and row.epoch == self._epoch:
                 gone = [digest for digest in digests if tx.get(Blob, digest) is None]
                 assert not gone, f"the blobs of accepted replies are gone: {gone}"
 
-    def _commit(self, tx, now, out):  # type: ignore[no-untyped-def]
-        blob = BlobRef(self._l.hub.put_blob(tx, self._model, now), len(self._model))
-        request = Checkpoint(run=self._l.run, epoch=self._epoch, next_n=self._n, next_answer=self._k,
-                             server_round=self._n - 1, blobs={"model": blob})  # fmt: skip
+    def _commit(self, tx: Tx, now: Now, out: Outbox) -> object:
+        kept = range(max(0, self._folded - self._l.faults.window + 1), self._folded + 1)
+        blobs = {}
+        for k in kept:
+            blobs[str(k)] = BlobRef(self._l.hub.put_blob(tx, self._models[k], now), len(self._models[k]))
+        request = Checkpoint(run=self._l.run, epoch=self._epoch, next_n=self._folded + 1, server_round=self._folded,
+                             blobs=blobs)  # fmt: skip
         return self._l.hub.exchanges.checkpoint(tx, request, now, out)
 
-    def _end(self, tx, now, out):  # type: ignore[no-untyped-def]
-        blob = BlobRef(self._l.hub.put_blob(tx, self._model, now), len(self._model))
+    def _end(self, tx: Tx, now: Now, out: Outbox) -> object:
+        model = self._models[self._folded]
+        blob = BlobRef(self._l.hub.put_blob(tx, model, now), len(model))
         return runs.end_by_runner(tx, self._l.run, self._epoch, "finished", "finished", "", blob,
                                   self._l.hub.exchanges, now, out)  # fmt: skip

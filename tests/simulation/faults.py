@@ -17,6 +17,9 @@ class Faults:
         decline: chance that a device is not eligible.
         noisy: whether a trainer gives another result each time.
         deadline: seconds; short ones close exchanges that agents still work on.
+        quorum, grace: accepted replies that are enough, 0 for all; seconds that the others have then.
+        window: how many exchanges of a run are open at a time.
+        keep: whether replies after the close are kept.
     """
 
     loss: float = 0.0
@@ -32,11 +35,15 @@ class Faults:
     decline: float = 0.0
     noisy: bool = False
     deadline: float = 100_000.0
+    quorum: int = 0
+    grace: float = 0.0
+    window: int = 1
+    keep: bool = False
 
     @property
     def late(self) -> bool:
         """Whether replies may miss the close, so that the model may differ from the undisturbed one."""
-        return self.deadline < 10_000 or self.decline > 0
+        return self.deadline < 10_000 or self.decline > 0 or self.quorum > 0
 
 
 def draw(rng: random.Random) -> Faults:
@@ -62,4 +69,8 @@ def draw(rng: random.Random) -> Faults:
         decline=maybe(0.2) if rng.random() < 0.4 else 0.0,
         noisy=rng.random() < 0.3,
         deadline=rng.choice((100_000.0, 100_000.0, 100_000.0, 30.0, 300.0)),
+        quorum=rng.choice((0, 0, 0, 1, 2)),
+        grace=rng.choice((0.0, 5.0, 60.0)),
+        window=rng.choice((1, 1, 2, 3)),
+        keep=rng.random() < 0.3,
     )

@@ -186,9 +186,9 @@ class Hub:
                 self.try_to(lambda tx, now, out: machine.progress(tx, agent, message, now, out))
 
     def _down_link(self, agent: AgentId, message: messages.ToAgent) -> None:
-        data = messages.encode(message)
+        data, kind = messages.encode(message), type(message)
         for delay in self._copies():
-            self._timeline.after(delay, lambda: self.devices[agent].hear(messages.decode(data)))
+            self._timeline.after(delay, lambda: self.devices[agent].hear(messages.decode_as(kind, data)))
 
     def _copies(self) -> list[float]:
         if not self.calm and self._rng.random() < self._faults.loss:

@@ -1,4 +1,4 @@
-"""Virtual time: things that happen in the order of their instants, and in the order they were planned at the same one."""
+"""Virtual time: things happen in the order of their instants, and at the same one in the order they were planned."""
 
 import heapq
 import itertools
