@@ -57,6 +57,8 @@ class Link:
         keys: returns the public keys whose envelopes are an agent's; none for one that is unknown or revoked.
         handler: is awaited for each message whose envelope holds; when it returns the broker is told. What it raises
             as `Unavailable` makes it be called again a little later.
+        forget: called when no known key fits, before `keys` is asked once more: an agent that just renewed its key is
+            not yet known by the new one where keys are cached.
 
     Attributes:
         ready: set while the link is up and has proved that what is published comes back.
@@ -74,9 +76,10 @@ class Link:
         order_key: Ed25519PrivateKey,
         keys: Keys,
         handler: Handler,
+        forget: Callable[[AgentId], object] = lambda agent: None,
     ) -> None:
         self._name, self._host, self._port, self._tls = name, host, port, tls
-        self._order_key, self._keys, self._handler = order_key, keys, handler
+        self._order_key, self._keys, self._handler, self._forget = order_key, keys, handler, forget
         self.ready = asyncio.Event()
         self.trouble = "not connected yet"
         self.dropped = 0
@@ -298,17 +301,11 @@ class Link:
             return
 
     async def _opened(self, agent: AgentId, data: bytes) -> FromAgent:
-        failure: ProtocolError = Forged(f"{agent} is no agent here, or was revoked")
-        for key in await self._keys(agent):
-            try:
-                said: Any = messages.decode(open_envelope(data, key, sender=agent, to=HUB))
-            except Forged as error:
-                failure = error
-                continue
-            if not isinstance(said, _FROM_AGENT):
-                raise Malformed(f"an agent does not say {type(said).__name__} here")
-            return said  # type: ignore[no-any-return]
-        raise failure
+        try:
+            return _understood(agent, data, await self._keys(agent))
+        except Forged:
+            self._forget(agent)
+            return _understood(agent, data, await self._keys(agent))
 
     def _let_go(self, message: mqtt.MQTTMessage, error: Exception) -> None:
         self.dropped += 1
@@ -353,6 +350,21 @@ class Link:
         if sock is not None and sock.fileno() >= 0:
             self._loop.remove_reader(sock)
             self._loop.remove_writer(sock)
+
+
+def _understood(agent: AgentId, data: bytes, keys: tuple[Ed25519PublicKey, ...]) -> FromAgent:
+    """Return what an agent said. Raises `ProtocolError` if it did not say this."""
+    failure: ProtocolError = Forged(f"{agent} is no agent here, or was revoked")
+    for key in keys:
+        try:
+            said: Any = messages.decode(open_envelope(data, key, sender=agent, to=HUB))
+        except Forged as error:
+            failure = error
+            continue
+        if not isinstance(said, _FROM_AGENT):
+            raise Malformed(f"an agent does not say {type(said).__name__} here")
+        return said  # type: ignore[no-any-return]
+    raise failure
 
 
 def wait_s(tries: int, chance: float) -> float:

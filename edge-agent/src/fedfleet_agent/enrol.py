@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import msgspec
 import urllib3
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from urllib3.util import Timeout
@@ -73,6 +72,8 @@ def renew(credentials: Credentials) -> Credentials:
 
 def request_for(key: Ed25519PrivateKey) -> str:
     """Return a certificate request that says nothing but the public key."""
+    from cryptography import x509  # not needed to be an agent: it would cost the resident process 1.5 MB
+
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, None)
     return request.public_bytes(Encoding.PEM).decode()
 

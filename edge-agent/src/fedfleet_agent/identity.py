@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -24,7 +23,6 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import NameOID
 
 from fedfleet_agent.errors import HubRefused, NotEnrolled
 from fedfleet_protocol.errors import Malformed
@@ -40,11 +38,17 @@ MAX_FILE_BYTES: Final = 64 << 10
 
 
 class About(msgspec.Struct, frozen=True):
-    """What `identity.json` holds."""
+    """What `identity.json` holds: what the resident process would otherwise need X.509 for, 1.5 MB of memory.
+
+    Attributes:
+        begins_wall, expires_wall: of the certificate in `identity.pem`.
+    """
 
     agent: AgentId
     broker: str
     data_url: str
+    begins_wall: float
+    expires_wall: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +57,13 @@ class Credentials:
 
     Attributes:
         folder: where the files are that TLS reads.
-        key: signs this agent's envelopes; its certificate is `certificate`.
+        key: signs this agent's envelopes, and its certificate is for this key.
         order_key: whose signature makes something an order.
     """
 
     folder: Path
     about: About
     key: Ed25519PrivateKey
-    certificate: x509.Certificate
     order_key: Ed25519PublicKey
 
     @property
@@ -76,13 +79,12 @@ class Credentials:
     @property
     def expires_wall(self) -> float:
         """When the certificate ends."""
-        return self.certificate.not_valid_after_utc.timestamp()
+        return self.about.expires_wall
 
     @property
     def renew_at_wall(self) -> float:
         """When to ask for the next certificate: at two thirds of this one's life."""
-        begins = self.certificate.not_valid_before_utc.timestamp()
-        return begins + (self.expires_wall - begins) * 2 / 3
+        return self.about.begins_wall + (self.about.expires_wall - self.about.begins_wall) * 2 / 3
 
     def tls_context(self) -> ssl.SSLContext:
         """Return TLS 1.3 that shows this agent's certificate and believes the services CA alone.
@@ -123,18 +125,16 @@ def load(folder: Path) -> Credentials:
     if file.stat().st_mode & 0o077:
         raise NotEnrolled(f"{file} can be read by others; do: chmod 600 {file}, or join again if somebody has")
     try:
-        pem = _read(file)
-        key = load_pem_private_key(pem, password=None)
-        certificate = x509.load_pem_x509_certificate(pem)
+        key = load_pem_private_key(_read(file), password=None)
         about = msgspec.json.decode(_read(folder / _ABOUT), type=About)
         order_key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(_read(folder / _ORDER).decode()))
         parse_agent_id(about.agent)
         host_and_port(about.broker)
     except (OSError, ValueError, TypeError, msgspec.MsgspecError, Malformed) as error:
         raise _damaged(folder, error) from error
-    if not isinstance(key, Ed25519PrivateKey) or certificate.public_key() != key.public_key():
-        raise _damaged(folder, ValueError("key and certificate do not belong together"))
-    return Credentials(folder, about, key, certificate, order_key)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise _damaged(folder, ValueError("its key is of another kind"))
+    return Credentials(folder, about, key, order_key)
 
 
 def store(folder: Path, told: Identity, key: Ed25519PrivateKey, *, first: bool) -> Credentials:
@@ -146,12 +146,15 @@ def store(folder: Path, told: Identity, key: Ed25519PrivateKey, *, first: bool) 
     Raises:
         HubRefused: what it told does not fit this device's key, or makes no sense.
     """
-    certificate = _checked(told, key)
+    certificate_pem, begins_wall, expires_wall = _checked(told, key)
     if first:
         write_file(folder / _CA, told.services_ca_pem.encode())
         write_file(folder / _ORDER, told.order_key.hex().encode())
-    write_file(folder / _ABOUT, msgspec.json.encode(About(told.agent, told.broker, told.data_url)))
-    write_file(folder / _KEY_AND_CERTIFICATE, _key_pem(key) + certificate.public_bytes(Encoding.PEM))
+    about = About(told.agent, told.broker, told.data_url, begins_wall, expires_wall)
+    files = [(_ABOUT, msgspec.json.encode(about)), (_KEY_AND_CERTIFICATE, _key_pem(key) + certificate_pem)]
+    # A renewal goes the other way: if the power fails between the two, the times are the old ones and it renews again.
+    for name, data in files if first else reversed(files):
+        write_file(folder / name, data)
     (folder / _PENDING).unlink(missing_ok=True)
     return load(folder)
 
@@ -196,7 +199,11 @@ def write_file(file: Path, data: bytes) -> None:
         os.close(directory)
 
 
-def _checked(told: Identity, key: Ed25519PrivateKey) -> x509.Certificate:
+def _checked(told: Identity, key: Ed25519PrivateKey) -> tuple[bytes, float, float]:
+    """Return the certificate that was told, and the time for which it is valid."""
+    from cryptography import x509  # joining and renewing need it, being an agent does not
+    from cryptography.x509.oid import NameOID
+
     try:
         certificate = x509.load_pem_x509_certificate(told.certificate_pem.encode())
         names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
@@ -204,13 +211,14 @@ def _checked(told: Identity, key: Ed25519PrivateKey) -> x509.Certificate:
         parse_agent_id(told.agent)
         Ed25519PublicKey.from_public_bytes(told.order_key)
         trusting(told.services_ca_pem)
-        if certificate.public_key() != key.public_key() or [name.value for name in names] != [told.agent]:
-            raise ValueError("the certificate is not for this device's key and name")  # noqa: TRY301
-        if not told.data_url.startswith("https://"):
-            raise ValueError("its data address is no https URL")  # noqa: TRY301
     except (OSError, ValueError, Malformed) as error:
         raise HubRefused(f"the hub's answer cannot be used: {error}; is the hub of the same version?") from error
-    return certificate
+    if certificate.public_key() != key.public_key() or [name.value for name in names] != [told.agent]:
+        raise HubRefused("the hub's answer cannot be used: the certificate is not for this device's key and name")
+    if not told.data_url.startswith("https://"):
+        raise HubRefused("the hub's answer cannot be used: its data address is no https URL")
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return certificate.public_bytes(Encoding.PEM), begins.timestamp(), ends.timestamp()
 
 
 def _read(file: Path) -> bytes:
