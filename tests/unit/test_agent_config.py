@@ -10,7 +10,11 @@ from fedfleet_agent.errors import ConfigError
 
 FILE = Path("agent.toml")
 KEY = "3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29"
-PEM = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAO2onvM62pC1io6jQKm8Nc2UyFXcd4kOmOsBIoYtZ2ik=\n-----END PUBLIC KEY-----\n"
+PEM = (
+    "-----BEGIN PUBLIC KEY-----\n"
+    "MCowBQYDK2VwAyEAO2onvM62pC1io6jQKm8Nc2UyFXcd4kOmOsBIoYtZ2ik=\n"
+    "-----END PUBLIC KEY-----\n"
+)
 
 
 def refusal(text: str) -> str:
@@ -27,10 +31,10 @@ def test_a_whole_file_is_read(tmp_path: Path) -> None:
     file = tmp_path / "agent.toml"
     (tmp_path / "lab.pem").write_text(PEM)
     file.write_text(
-        f"""
+        """
         [agent]
-        labels = {{ room = "12" }}
-        node_config = {{ partition-id = 0, num-partitions = 5, share = 0.5, small = true, path = "/data" }}
+        labels = { room = "12" }
+        node_config = { partition-id = 0, num-partitions = 5, share = 0.5, small = true, path = "/data" }
         [limits]
         time_s = 60
         [eligibility]

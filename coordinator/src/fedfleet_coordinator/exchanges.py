@@ -31,9 +31,22 @@ from fedfleet_protocol.blocks import blocks_of
 from fedfleet_protocol.exchange import ExchangeState, TaskState, order_of
 from fedfleet_protocol.ids import AgentId, Digest, Order, RunId
 from fedfleet_protocol.messages import (
-    Answer, Ask, BlobRef, Checkpoint, Decline, ExchangeView, Grant, Held, Need, Notice, Open, Progress, Reply, ReplyRef,
+    Answer,
+    Ask,
+    BlobRef,
+    Checkpoint,
+    Decline,
+    ExchangeView,
+    Grant,
+    Held,
+    Need,
+    Notice,
+    Open,
+    Progress,
+    Reply,
+    ReplyRef,
     Verdict,
-)  # fmt: skip
+)
 from fedfleet_protocol.reasons import CLOSE, DECLINE
 
 
@@ -268,11 +281,11 @@ class Exchanges:
         for task in tx.find(Task, run=run, agent=agent, state=TaskState.WAITING, limit=1, order=("n",)):
             rule = decide(task.state, Event.TURN, Facts(answerable=True))
             order = order_of(run=run, n=task.n, agent=agent, payload=task.payload, base=turn.base)
-            task = msgspec.structs.replace(
+            published = msgspec.structs.replace(
                 task, state=rule.next, base=turn.base, order=order, attempt=1, published_wall=now.wall
             )
-            tx.put(task, msgspec.structs.replace(turn, n=task.n, waiting=turn.waiting - 1))
-            self._say(tx, task, now, out)
+            tx.put(published, msgspec.structs.replace(turn, n=task.n, waiting=turn.waiting - 1))
+            self._say(tx, published, now, out)
             if current is not None and not current.state.terminal:
                 passed = decide(current.state, Event.PASSED, Facts(answerable=False))
                 tx.put(msgspec.structs.replace(current, state=passed.next, code="closed", settled_wall=now.wall))

@@ -20,7 +20,7 @@ def collect(tx: Tx, now: Now, grace_s: float) -> list[str]:
     Returns:
         Names of files to unlink after the commit.
     """
-    files = []
+    files: list[str] = []
     for blob in tx.find(Blob, order=("stored_at",)):
         if now.up - blob.stored_at < grace_s or len(files) >= _AT_ONCE:
             break

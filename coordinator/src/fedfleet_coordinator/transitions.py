@@ -51,7 +51,8 @@ class Facts:
     """What the store says about a task at this instant.
 
     Attributes:
-        answerable: its run is live, and its exchange is open, or keeps late updates and this is the agent's newest task.
+        answerable: its run is live, and its exchange is open, or keeps late updates and this is the agent's newest
+            task.
         blob: the reply's bytes are durable here.
         fits: the reply is one this coordinator takes: its size is within the limit, inline bytes have their digest.
         same: the reply is the accepted one.

@@ -23,8 +23,17 @@ import msgspec
 from fedfleet_agent.transitions import Action, Event, Facts, Rule, decide
 from fedfleet_protocol.ids import NO_BASE, Digest, Order, RunId
 from fedfleet_protocol.messages import (
-    Answer, Ask, BlobRef, Decline, Grant, Held, Need, Notice, Over, Verdict,
-)  # fmt: skip
+    Answer,
+    Ask,
+    BlobRef,
+    Decline,
+    Grant,
+    Held,
+    Need,
+    Notice,
+    Over,
+    Verdict,
+)
 from fedfleet_protocol.reasons import DECLINE
 from fedfleet_protocol.task import Stage
 

@@ -67,4 +67,4 @@ def judge_reply(policy: Policy, message_type: str, size: int) -> Allowed | Withh
 
 
 def _covers(allowed: str, message_type: str) -> bool:
-    return allowed == "*" or message_type == allowed or message_type.startswith(allowed + ".")
+    return allowed in ("*", message_type) or message_type.startswith(allowed + ".")

@@ -1,4 +1,4 @@
-"""Messages: all kinds have golden files that stay readable, later versions are refused in words, nothing else passes."""
+"""Messages: all kinds have golden files that stay readable; later versions are refused in words, nothing else is."""
 
 from pathlib import Path
 from typing import Any, get_args
