@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -102,15 +103,24 @@ class Pki:
         """
         cas: dict[CaName, _Ca] = {}
         for name in CAS:
-            certificate = x509.load_pem_x509_certificate(_read(folder / f"{name}-ca.pem"))
-            key = serialization.load_pem_private_key(_read_private(folder / f"{name}-ca.key"), None)
-            if not isinstance(key, ec.EllipticCurvePrivateKey):
-                raise Misconfigured(f"{folder / name}-ca.key is not a P-256 key")
+            file = folder / f"{name}-ca.pem"
+            try:
+                certificate = x509.load_pem_x509_certificate(_read(file))
+            except ValueError as error:
+                raise Misconfigured(f"{file} is no certificate; restore it from a backup") from error
+            key = _private_key(folder / f"{name}-ca.key")
+            if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+                raise Misconfigured(
+                    f"{folder / name}-ca.key is not the key of {file.name}; restore both from one backup"
+                )
             cas[name] = _Ca(certificate, key)
-        order = serialization.load_pem_private_key(_read_private(folder / "order.pem"), None)
+        order = _private_key(folder / "order.pem")
         if not isinstance(order, Ed25519PrivateKey):
-            raise Misconfigured(f"{folder / 'order.pem'} is not an Ed25519 key")
-        return cls(cas, order, _read_private(folder / "capability.key"))
+            raise Misconfigured(f"{folder / 'order.pem'} is not an Ed25519 key; restore it from a backup")
+        capability_key = _read_private(folder / "capability.key")
+        if len(capability_key) != 32:
+            raise Misconfigured(f"{folder / 'capability.key'} does not have 32 bytes; restore it from a backup")
+        return cls(cas, order, capability_key)
 
     # --- certificates ------------------------------------------------------------------------------------------------
 
@@ -170,7 +180,10 @@ class Pki:
         Raises:
             CertificateRefused: it is of another CA, expired, or says a role its CA may not give.
         """
-        certificate = x509.load_der_x509_certificate(certificate_der)
+        try:
+            certificate = x509.load_der_x509_certificate(certificate_der)
+        except ValueError as error:
+            raise CertificateRefused("the certificate shown cannot be read; join again, or log in again") from error
         issued_by = next((n for n in CAS if _issued(certificate, self._cas[n])), None)
         if issued_by is None:
             raise CertificateRefused("this certificate was not issued by this coordinator")
@@ -223,7 +236,7 @@ def key_of_csr(csr_pem: str) -> Ed25519PublicKey:
     try:
         csr = x509.load_pem_x509_csr(csr_pem.encode())
         key = csr.public_key()
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise BadRequest(f"this is no certificate signing request: {error}") from error
     if not isinstance(key, Ed25519PublicKey) or not csr.is_signature_valid:
         raise BadRequest("a device's key is Ed25519, and its CSR is signed with it")
@@ -301,7 +314,7 @@ def _issued(certificate: x509.Certificate, ca: _Ca) -> bool:
 def _named(certificate: x509.Certificate) -> tuple[Role, str]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound as error:
+    except (x509.ExtensionNotFound, ValueError) as error:
         raise CertificateRefused("this certificate names no role") from error
     for uri in names.get_values_for_type(x509.UniformResourceIdentifier):
         scheme, _, rest = uri.partition(":")
@@ -341,6 +354,13 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise Misconfigured(f"{path} cannot be read: {error.strerror}; fedfleet-coordinator init makes it") from error
+
+
+def _private_key(path: Path) -> object:
+    try:
+        return serialization.load_pem_private_key(_read_private(path), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise Misconfigured(f"{path} holds no private key; restore it from a backup") from error
 
 
 def _read_private(path: Path) -> bytes:
