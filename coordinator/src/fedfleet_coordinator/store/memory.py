@@ -1,9 +1,11 @@
 """The store's in-memory twin: for the simulation and for tests that ask about rules, not about databases."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+from fedfleet_coordinator.errors import StoreUnavailable
 from fedfleet_coordinator.rows import KINDS, Row
 
 R = TypeVar("R", bound=Row)
@@ -12,32 +14,47 @@ _Undo = tuple[type[Row], tuple[Any, ...], Row | None]
 
 
 class MemoryStore:
-    """Rows in dictionaries, with a small index, and an undo log in place of a database's."""
+    """Rows in dictionaries, with a small index, and an undo log in place of a database's.
+
+    Attributes:
+        fail_next: the next commit fails "before" anything is durable, or "after" everything is, as a connection that
+            breaks while it commits does.
+    """
 
     def __init__(self) -> None:
         self._rows: dict[type[Row], dict[tuple[Any, ...], Row]] = {kind: {} for kind in KINDS}
         self._index: dict[type[Row], dict[str, dict[Any, dict[tuple[Any, ...], None]]]] = {
             kind: {name: {} for name in _INDEXED if name in kind.__struct_fields__} for kind in KINDS
         }
-        self._open = False
+        self.fail_next: Literal["", "before", "after"] = ""
+        self._writer = threading.Lock()
+        self._owner = 0
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator["MemoryTx"]:
         """Begin a transaction; an exception undoes what was written in it."""
-        if self._open:
-            raise RuntimeError("a transaction of this store is open already")
-        self._open = True
-        tx = MemoryTx(self)
-        try:
-            yield tx
-        except BaseException:
-            tx.undo()
-            raise
-        finally:
-            self._open = False
+        if self._owner == threading.get_ident():
+            raise RuntimeError("a transaction of this store is open already in this thread")
+        with self._writer:
+            self._owner = threading.get_ident()
+            tx = MemoryTx(self)
+            try:
+                yield tx
+                self._fail("before")
+            except BaseException:
+                tx.undo()
+                raise
+            finally:
+                self._owner = 0
+            self._fail("after")
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+    def _fail(self, when: str) -> None:
+        if self.fail_next == when:
+            self.fail_next = ""
+            raise StoreUnavailable("the store in memory was told to fail here; do it again")
 
     def copy(self) -> "MemoryStore":
         """Return a backup: a store with the same rows."""

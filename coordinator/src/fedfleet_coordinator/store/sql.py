@@ -1,107 +1,31 @@
 """The store over SQLAlchemy Core: SQLite in WAL mode by default, PostgreSQL by URL.
 
-One table per row struct, made from its fields. A transaction keeps what it has read and written in memory and writes
+A transaction keeps what it has read and written in memory and writes
 it in bulk before a search of the same kind and at the commit, so a batch of a few hundred transitions costs a few
 statements. Writers are serialised: SQLite by `BEGIN IMMEDIATE`, PostgreSQL by an advisory lock, so what is read in a
 transaction cannot change before it ends. A transaction that wrote nothing costs no sync.
 """
 
 import contextlib
-import os
 import stat
-import types
+import threading
 import typing
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fedfleet_coordinator.errors import Misconfigured, StoreUnavailable
 from fedfleet_coordinator.rows import KINDS, Row
+from fedfleet_coordinator.store.tables import SHAPES, Shape
 
 R = TypeVar("R", bound=Row)
 _WRITER_LOCK = 0x66656466  # "fedf": any number that nobody else locks
-_INDEXES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "task": (("run", "agent", "state"), ("agent", "state"), ("run", "n", "state")),
-    "exchange": (("state",), ("run", "state")),
-    "ref": (("holder",), ("run", "n")),
-    "blob": (("stored_at",),),
-    "agent": (("token",), ("state",)),
-    "run": (("state",),),
-}
-METADATA = sa.MetaData()
-
-
-def _column(name: str, kind: Any, key: tuple[str, ...]) -> sa.Column[Any]:
-    options = [part for part in typing.get_args(kind) if part is not types.NoneType] or [kind]
-    nullable = types.NoneType in typing.get_args(kind)
-    base = options[0] if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union else kind
-    base = getattr(base, "__supertype__", base)
-    column: Any = sa.JSON
-    if typing.get_origin(base) is typing.Literal or (isinstance(base, type) and issubclass(base, str)):
-        column = sa.Text
-    elif base is bytes:
-        column = sa.LargeBinary
-    elif base is bool:
-        column = sa.Boolean
-    elif base is int:
-        column = sa.BigInteger
-    elif base is float:
-        column = sa.Double
-    if column is sa.JSON:
-        column = sa.Text
-    return sa.Column(name, column, primary_key=name in key, nullable=nullable, autoincrement=False)
-
-
-class _Shape:
-    """How one kind of row lies in its table."""
-
-    def __init__(self, kind: type[Row]) -> None:
-        self.kind = kind
-        hints = typing.get_type_hints(kind)
-        self.names = kind.__struct_fields__
-        name = kind.__name__.lower()
-        self.table = sa.Table(name, METADATA, *(_column(n, hints[n], kind.KEY) for n in self.names))
-        for columns in _INDEXES.get(name, ()):
-            sa.Index(f"ix_{name}_{'_'.join(columns)}", *(self.table.c[c] for c in columns))
-        self.key = tuple(self.table.c[n] for n in kind.KEY)
-        self.as_json = frozenset(n for n in self.names if _is_json(hints[n]))
-        self.hints = hints
-
-    def values(self, row: Row) -> dict[str, Any]:
-        """Return the row as values of its columns."""
-        found = {}
-        for name in self.names:
-            value = getattr(row, name)
-            if name in self.as_json:
-                value = msgspec.json.encode(value).decode()
-            found[name] = value.value if isinstance(value, StrEnum) else value
-        return found
-
-    def row(self, record: Any) -> Row:
-        """Return the row of a record."""
-        values: dict[str, Any] = {}
-        for name, value in zip(self.names, record, strict=True):
-            if name in self.as_json:
-                value = msgspec.json.decode(value, type=self.hints[name])
-            elif isinstance(self.hints[name], type) and issubclass(self.hints[name], StrEnum):
-                value = self.hints[name](value)
-            elif isinstance(value, memoryview):
-                value = bytes(value)
-            values[name] = value
-        return self.kind(**values)
-
-
-def _is_json(kind: Any) -> bool:
-    origin = typing.get_origin(kind) or kind
-    return kind is Any or origin in (dict, tuple, list)
-
-
-SHAPES = {kind: _Shape(kind) for kind in KINDS}
+_WAIT_S = 10
+_MAX_VALUES = 500
+"""Databases bound the parameters of a statement: a longer tuple to look for is split."""
 
 
 class SqlStore:
@@ -112,19 +36,22 @@ class SqlStore:
     """
 
     def __init__(self, url: str) -> None:
-        self._url = sa.engine.make_url(url)
+        self._url = _parsed(url)
         self.lite = self._url.get_backend_name() == "sqlite"
-        if self.lite and self._url.database:
-            path = Path(self._url.database)
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.touch(mode=0o600)
-            if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                os.chmod(path, 0o600)
-        arguments: dict[str, Any] = {"timeout": 10.0, "check_same_thread": False} if self.lite else {}
+        self.name = self._url.render_as_string(hide_password=True)
+        self._here = threading.local()
+        if self.lite:
+            self._make_file(Path(str(self._url.database)))
+        # PostgreSQL waits for locks as long as it takes unless told not to; so does connecting to a host that is gone.
+        arguments: dict[str, Any] = (
+            {"timeout": float(_WAIT_S), "check_same_thread": False} if self.lite else {"connect_timeout": _WAIT_S}
+        )
         try:
             self.engine = sa.create_engine(self._url, connect_args=arguments, pool_pre_ping=not self.lite)
-        except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
-            raise Misconfigured(f"the database URL cannot be used: {error}") from error
+        except ModuleNotFoundError as error:
+            raise Misconfigured(
+                f"the driver of {self.name} is missing: pip install 'fedfleet-coordinator[postgres]'"
+            ) from error
         if self.lite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
 
@@ -136,29 +63,73 @@ class SqlStore:
         """
         from fedfleet_coordinator.store.migrations import upgrade
 
-        with _translated():
-            upgrade(self.engine)
+        with self._connection() as connection:
+            upgrade(connection, self.name)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator["SqlTx"]:
-        """Begin a transaction; as the port says."""
-        with _translated(), self.engine.connect() as connection:
-            if self.lite:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            else:
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITER_LOCK)))
+        """Begin a transaction; as the port says.
+
+        Raises:
+            StoreUnavailable: nothing was changed, unless the connection broke in the middle of the commit: then do
+                the same again, transitions bear it.
+            RuntimeError: this thread has a transaction open already; it would wait for itself.
+        """
+        with self._connection() as connection:
             tx = SqlTx(connection, postgres=not self.lite)
-            try:
-                yield tx
-                tx.flush()
-                connection.commit()
-            except BaseException:
-                connection.rollback()
-                raise
+            yield tx
+            tx.flush()
 
     def close(self) -> None:
         """Let go of the database."""
         self.engine.dispose()
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sa.Connection]:
+        """Begin as the only writer; commit at the end, roll back after an exception."""
+        if getattr(self._here, "busy", False):
+            raise RuntimeError("a transaction of this store is open already in this thread")
+        self._here.busy = True
+        try:
+            with self._translated(), self.engine.connect() as connection:
+                try:
+                    self._begin(connection)
+                    yield connection
+                    connection.commit()
+                except BaseException:
+                    connection.rollback()
+                    raise
+        finally:
+            self._here.busy = False
+
+    def _begin(self, connection: sa.Connection) -> None:
+        if self.lite:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            return
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_WAIT_S}s'")
+        connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITER_LOCK)))
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.DataError):
+            raise  # a bug of ours, and no weather
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+            raise StoreUnavailable(f"the database {self.name} cannot be used now: {_why(error)}") from error
+
+    def _make_file(self, path: Path) -> None:
+        """Make the file, for its owner only; SQLite gives its companions (-wal, -shm) the same mode."""
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                path.chmod(0o600)
+        except OSError as error:
+            raise StoreUnavailable(
+                f"the database {path} cannot be made: {error.strerror}; see that its folder is writable and has room"
+            ) from error
 
 
 class SqlTx:
@@ -175,7 +146,7 @@ class SqlTx:
         seen = self._seen[kind]
         if key not in seen:
             shape = SHAPES[kind]
-            found = self._connection.execute(_get_statement(kind), dict(zip(kind.KEY, key, strict=True))).first()
+            found = self._connection.execute(_get_statement(kind), shape.key(key)).first()
             seen[key] = None if found is None else shape.row(found)
         row = seen[key]
         return row if isinstance(row, kind) else None
@@ -192,21 +163,30 @@ class SqlTx:
         """Return the rows whose fields equal those given, as the port says."""
         self._flush_kind(kind)
         shape, table = SHAPES[kind], SHAPES[kind].table
-        query = sa.select(table)
         for name, value in equal.items():
-            column = table.c[name]
-            many = isinstance(value, tuple)
-            query = query.where(column.in_([_plain(v) for v in value]) if many else column == _plain(value))
+            if isinstance(value, tuple) and len(value) > _MAX_VALUES:
+                return self._find_in_parts(kind, name, order=order, after=after, limit=limit, **equal)
+        query = sa.select(table).where(*(_equals(shape, name, value) for name, value in equal.items()))
         if after is not None:
-            query = query.where(table.c[after[0]] > after[1])
+            query = query.where(table.c[after[0]] > shape.column(*after))
         wanted = [table.c[n.lstrip("-")].desc() if n.startswith("-") else table.c[n] for n in order]
-        query = query.order_by(*wanted, *shape.key)
+        query = query.order_by(*wanted, *shape.primary)
         found: list[R] = []
         for record in self._connection.execute(query if limit is None else query.limit(limit)):
             row = shape.row(record)
             self._seen[kind][row.key] = row
             found.append(typing.cast(R, row))
         return found
+
+    def _find_in_parts(self, kind: type[R], name: str, *, limit: int | None, **rest: Any) -> list[R]:
+        values, order = tuple(dict.fromkeys(rest.pop(name))), rest["order"]
+        found: list[R] = []
+        for start in range(0, len(values), _MAX_VALUES):
+            found += self.find(kind, limit=limit, **{name: values[start : start + _MAX_VALUES]}, **rest)
+        found.sort(key=lambda row: row.key)
+        for field in reversed(order):
+            found.sort(key=lambda row: getattr(row, field.lstrip("-")), reverse=field.startswith("-"))
+        return found[:limit]
 
     def put(self, *rows: Row) -> None:
         """Insert the rows, or replace those with the same keys."""
@@ -229,8 +209,8 @@ class SqlTx:
         dirty, seen, shape = self._dirty[kind], self._seen[kind], SHAPES[kind]
         if not dirty:
             return
-        puts = [shape.values(row) for key in dirty if (row := seen[key]) is not None]
-        gone = [dict(zip(kind.KEY, key, strict=True)) for key in dirty if seen[key] is None]
+        puts = [shape.columns(row) for key in dirty if (row := seen[key]) is not None]
+        gone = [shape.key(key) for key in dirty if seen[key] is None]
         if gone:
             self._connection.execute(_delete_statement(kind), [{f"k_{n}": v for n, v in key.items()} for key in gone])
         if puts:
@@ -252,7 +232,7 @@ def _get_statement(kind: type[Row]) -> Any:
     if kind not in _gets:
         shape = SHAPES[kind]
         _gets[kind] = sa.select(shape.table).where(
-            *(c == sa.bindparam(n) for n, c in zip(kind.KEY, shape.key, strict=True))
+            *(c == sa.bindparam(n) for n, c in zip(kind.KEY, shape.primary, strict=True))
         )
     return _gets[kind]
 
@@ -260,24 +240,50 @@ def _get_statement(kind: type[Row]) -> Any:
 def _delete_statement(kind: type[Row]) -> Any:
     if kind not in _deletes:
         shape = SHAPES[kind]
-        wanted = (c == sa.bindparam(f"k_{n}") for n, c in zip(kind.KEY, shape.key, strict=True))
+        wanted = (c == sa.bindparam(f"k_{n}") for n, c in zip(kind.KEY, shape.primary, strict=True))
         _deletes[kind] = sa.delete(shape.table).where(*wanted)
     return _deletes[kind]
 
 
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, StrEnum) else value
+def _equals(shape: Shape, name: str, value: Any) -> sa.ColumnElement[bool]:
+    column: sa.ColumnElement[Any] = shape.table.c[name]
+    if not isinstance(value, tuple):
+        return column.is_(None) if value is None else column == shape.column(name, value)
+    some = column.in_([shape.column(name, one) for one in value if one is not None])
+    return sa.or_(some, column.is_(None)) if None in value else some
+
+
+def _parsed(url: str) -> sa.URL:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise Misconfigured(
+            "the database URL cannot be read; write sqlite:////<path of a file> or postgresql://<user>@<host>/<database>"
+        ) from error
+    backend = parsed.get_backend_name()
+    if backend == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend == "sqlite" and parsed.database and parsed.database != ":memory:":
+        return parsed
+    raise Misconfigured(
+        f"the database URL begins with {parsed.drivername!r}; use sqlite:////<path of a file> or "
+        "postgresql://<user>@<host>/<database>"
+    )
+
+
+def _why(error: Exception) -> str:
+    """Return what the driver says, and what to do."""
+    text = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+    if "locked" in text or "lock timeout" in text:
+        return f"{text}; another process has held it for {_WAIT_S} s: see that only one coordinator uses it"
+    if "full" in text or "No space" in text:
+        return f"{text}; free some space on its disk, the coordinator goes on by itself"
+    if "malformed" in text or "not a database" in text:
+        return f"{text}; the file is damaged: restore it from a backup"
+    return f"{text}; see that the database runs and that the coordinator may write to it"
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # we say BEGIN IMMEDIATE ourselves
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 10000", "cache_size = -16000"):
         connection.execute(f"PRAGMA {pragma}")
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError) as error:
-        raise StoreUnavailable(f"the database cannot be used now: {error.orig}") from error

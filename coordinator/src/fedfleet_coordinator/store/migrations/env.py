@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from fedfleet_coordinator.store.sql import METADATA
+from fedfleet_coordinator.store.tables import METADATA
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=METADATA, render_as_batch=True)
 with context.begin_transaction():
