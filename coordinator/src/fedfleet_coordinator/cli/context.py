@@ -1,4 +1,4 @@
-"""Which coordinator the commands talk to, as whom: `~/.fedfleet/context.toml` or the file that FEDFLEET_CONTEXT names."""
+"""Which coordinator the commands talk to, and as whom: `~/.fedfleet/context.toml`, unless FEDFLEET_CONTEXT is set."""
 
 import os
 import tomllib
