@@ -17,7 +17,8 @@ def test_what_is_put_is_found_under_its_digest(tmp_path: Path) -> None:
     assert blocks == blocks_of([b"a" * 700_000 + b"b" * 700_000])
     assert blobs.has(blocks.digest)
     assert b"".join(map(bytes, read(blobs.path(blocks.digest)))) == b"a" * 700_000 + b"b" * 700_000
-    assert blobs.used_bytes() == 1_400_000
+    assert blobs.used_bytes() == 1_400_000 + 64
+    assert blobs.blocks(blocks.digest) == blocks
 
 
 def test_a_finished_file_is_moved_in(tmp_path: Path) -> None:
@@ -56,5 +57,15 @@ def test_files_that_no_row_names_are_swept_with_their_parts(tmp_path: Path) -> N
     (blobs.folder / f"{kept}.part").write_bytes(b"")
     (blobs.folder / f"{gone}.part").write_bytes(b"")
     (blobs.folder / "incoming.1").write_bytes(b"")
-    assert blobs.sweep({kept}) == 3
-    assert {file.name for file in blobs.folder.iterdir()} == {kept, f"{kept}.part"}
+    assert blobs.sweep({kept}) == 4
+    assert {file.name for file in blobs.folder.iterdir()} == {kept, f"{kept}.part", f"{kept}.blocks"}
+
+
+def test_a_blob_whose_list_of_blocks_is_lost_is_read_again_and_one_that_changed_is_seen(tmp_path: Path) -> None:
+    blobs = BlobFolder(tmp_path / "blobs")
+    blocks = blobs.put([b"update"])
+    (blobs.folder / f"{blocks.digest}.blocks").write_bytes(b"cut off")
+    assert blobs.blocks(blocks.digest) == blocks
+    blobs.path(blocks.digest).write_bytes(b"other!")
+    with pytest.raises(AgentError, match="has changed on this disk"):
+        blobs.blocks(blocks.digest)

@@ -1,18 +1,21 @@
 """The agent's blob folder: payloads, bundles, replies and app states, each a file named by its digest.
 
 A file is under its name only when its bytes are verified and durable. Rows of the journal name files; `sweep` removes
-those that none names. Names that are no digest (`<digest>.part` of a transfer under way, say) follow the digest they
-begin with.
+those that none names. What lies beside a blob follows it: `<digest>.blocks`, its list of blocks, and `<digest>.part`,
+what is there of it while it is fetched (`incoming`).
 """
 
 import os
 import shutil
+import threading
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 
 from fedfleet_agent.errors import AgentError, DiskFull
-from fedfleet_protocol.blocks import BlockList, blocks_of
+from fedfleet_protocol.blocks import BlockList, blocks_of, checked
+from fedfleet_protocol.errors import ProtocolError
 from fedfleet_protocol.ids import Digest
 
 CHUNK_BYTES = 256 << 10
@@ -43,7 +46,7 @@ class BlobFolder:
         Raises:
             DiskFull: there is no room; nothing is left behind.
         """
-        aside = self.folder / f"incoming.{os.getpid()}"
+        aside = self._aside()
         try:
             with aside.open("wb") as stream:
                 stream.writelines(pieces)
@@ -64,17 +67,41 @@ class BlobFolder:
             raise AgentError(f"{file} is not an ordinary file")
         try:
             if file.stat().st_dev != self.folder.stat().st_dev:
-                aside = self.folder / f"incoming.{os.getpid()}"
+                aside = self._aside()
                 shutil.copyfile(file, aside)
                 file.unlink()
                 file = aside
             blocks = blocks_of(read(file))
+            self._list(blocks.digest).write_bytes(blocks.digests)
             durable(file)
             file.rename(self.path(blocks.digest))
             durable(self.folder)
         except OSError as error:
             raise _trouble(error, file) from error
         return blocks
+
+    def blocks(self, digest: Digest) -> BlockList:
+        """Return the blocks of a blob that is here, from the list kept beside it if that is whole.
+
+        Raises:
+            AgentError: the blob cannot be read, or has other bytes than its name says.
+        """
+        try:
+            size = self.path(digest).stat().st_size
+            with suppress(OSError, ProtocolError):
+                return checked(digest, size, self._list(digest).read_bytes())
+            blocks = blocks_of(read(self.path(digest)))
+        except OSError as error:
+            raise _trouble(error, self.path(digest)) from error
+        if blocks.digest != digest:
+            raise AgentError(f"the file {self.path(digest)} has changed on this disk")
+        return blocks
+
+    def _list(self, digest: Digest) -> Path:
+        return self.folder / f"{digest}.blocks"
+
+    def _aside(self) -> Path:
+        return self.folder / f"incoming.{threading.get_ident()}"
 
     def used_bytes(self) -> int:
         """Return how much the folder holds."""
