@@ -89,7 +89,7 @@ def create(
     body = {"labels": labels(tuple(label or ()), "--label"), "uses": uses, "expires_s": seconds(expires)}
     with Client(context.load()) as client:
         answer = client.post("/v1/tokens", body)
-    show(answer, Text(answer["token"], no_wrap=True, overflow="ignore"), as_json=as_json)
+    show(answer, str(answer["token"]), as_json=as_json)
 
 
 @token.command("list")

@@ -15,6 +15,8 @@ def show(data: Any, picture: RenderableType, *, as_json: bool) -> None:
     """Print `data` as JSON, or `picture`."""
     if as_json:
         print_json(data)
+    elif isinstance(picture, str):
+        say(picture)  # as it is: rich would wrap it and take [brackets] for markup
     else:
         console.print(picture)
 

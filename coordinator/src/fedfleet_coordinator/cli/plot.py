@@ -125,6 +125,7 @@ def _draw_timeline(axes: "Axes", agents: list[str], spans: list[tuple[int, float
         )  # fmt: skip
     axes.set_yticks(range(len(agents)), agents, fontsize=8, family="monospace")
     axes.set_ylim(len(agents) - 0.4, -0.6)
+    axes.set_xlim(left=0)
     axes.set_xlabel("seconds since the run began")
     axes.set_title(
         "agents: strong colours train, pale ones evaluate" if spans else "no agent was asked", fontsize=9, loc="left"

@@ -1,6 +1,5 @@
 """An app's folder and the options of `fedfleet run` as what the coordinator takes."""
 
-import hashlib
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedfleet_coordinator.cli.errors import BadInput
+from fedfleet_protocol.blocks import blocks_of
 from fedfleet_protocol.trust import sign_bundle
 
 _PAIR = re.compile(r"(\S+?)=('[^']*'|\"[^\"]*\"|\S+)")
@@ -69,7 +69,7 @@ def prepare(app: Path, options: Options, publisher: Ed25519PrivateKey) -> Submis
         bundle = build_bundle(app)
     except BridgeError as error:
         raise BadInput(str(error)) from error
-    digest = hashlib.sha256(bundle).hexdigest()
+    digest = blocks_of([bundle]).digest
     request = {
         "bundle": digest,
         "app": described.name,
