@@ -17,6 +17,13 @@ NAME = st.text(max_size=12)
 SCALAR = (
     st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats(allow_nan=False) | NAME | st.binary(max_size=20)
 )
+LIST = (
+    st.lists(st.booleans(), max_size=3)
+    | st.lists(st.integers(-(1 << 63), (1 << 64) - 1), max_size=20)
+    | st.lists(st.floats(allow_nan=False), max_size=3)
+    | st.lists(NAME, max_size=3)
+    | st.lists(st.binary(max_size=20), max_size=3)
+)
 ARRAY = st.builds(
     ArrayValue,
     name=NAME,
@@ -32,7 +39,7 @@ RECORD = st.builds(
     RecordValue,
     name=NAME,
     kind=st.sampled_from(["metrics", "config"]),
-    values=st.dictionaries(NAME, SCALAR | st.lists(SCALAR, max_size=3), max_size=4),
+    values=st.dictionaries(NAME, SCALAR | LIST, max_size=4),
 )
 RECORDS = st.lists(RECORD, max_size=4, unique_by=lambda record: record.name).map(tuple)
 
@@ -93,16 +100,35 @@ def test_equal_contents_have_equal_bytes(given: tuple[RecordValue, ...]) -> None
     assert bytes_of(*given) == bytes_of(*given)
 
 
-@pytest.mark.parametrize("value", [True, 1, 1.0, "1", b"1", [True, False], [1, 2], [1.0], ["a"], [b"a"], []])
+@pytest.mark.parametrize(
+    "value", [True, 1, 1.0, "1", b"1", [True, False], [1, 2], [1.0], ["a"], [b"a"], [], [7] * 70_000]
+)
 def test_a_value_keeps_its_type(value: Value) -> None:
     found = records.decode(bytes_of(RecordValue("r", "config", values={"x": value}))).records[0].values["x"]
     assert repr(found) == repr(value)
 
 
-@pytest.mark.parametrize("values", [{"x": {"nested": 1}}, {"x": None}, {"x": [[1]]}, {"x": [None]}])
+@pytest.mark.parametrize(
+    "values", [{"x": {"nested": 1}}, {"x": None}, {"x": [[1]]}, {"x": [None]}, {"x": [1, "a"]}, {"x": ["a", b"a"]}]
+)
 def test_a_value_that_flower_has_no_place_for_is_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(Malformed, match="neither a scalar nor a list"):
+    with pytest.raises(Malformed, match="cannot be read: Expected"):
         records.decode(stream(Manifest(records=(RecordEntry("r", "config", values=values),))))
+
+
+@pytest.mark.parametrize("item", [b"\x90", b"\x80", b"\xc0"], ids=["lists", "maps", "nothings"])
+def test_a_manifest_of_nothing_but_small_things_does_not_take_many_times_its_size(item: bytes) -> None:
+    count = 4 << 20
+    head = b"\x82\xa1v\x01\xa7records\x91\x83\xa4name\xa1x\xa4kind\xa6config\xa6values\x81\xa1x\xdd"
+    data = stream_of(head + count.to_bytes(4, "big") + item * count)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Malformed):
+            records.decode(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * len(data)
 
 
 def test_a_failure_travels_in_place_of_records() -> None:
