@@ -62,10 +62,11 @@ def enrol(tx: Tx, request: Enrol, pki: Pki, addresses: Addresses, *, entropy: by
     token, public = tx.get(Token, hashed), public_der(key)
     if token is None:
         raise TokenRefused("this coordinator did not make this join token, or has withdrawn it")
+    # Also for a device that asks again: a token that has expired must not renew certificates for ever.
+    if now.wall > token.expires_wall:
+        raise TokenRefused("this join token has expired; ask for a new one: fedfleet token create")
     known = next((row for row in tx.find(Agent, token=hashed) if row.public_key == public), None)
     if known is None:
-        if now.wall > token.expires_wall:
-            raise TokenRefused("this join token has expired; ask for a new one: fedfleet token create")
         if token.uses_left < 1:
             raise TokenRefused("this join token was used up; ask for a new one: fedfleet token create")
         known = Agent(
@@ -88,6 +89,8 @@ def renew(tx: Tx, peer: Peer, request: Renew, pki: Pki, addresses: Addresses, *,
     key = key_of_csr(request.csr_pem)
     if row is None or row.state != "active":
         raise CertificateRefused("this agent is revoked or unknown; it must join again")
+    if public_der(key) == peer.public_key:
+        raise BadRequest("a renewal takes a new key; update fedfleet-agent")
     if public_der(key) == row.public_key:
         return _certified(tx, row, key, pki, addresses, now)  # asked again by a device that did not hear the answer
     if peer.public_key != row.public_key:
