@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-Model = list[NDArray[np.generic]]
+Model = list[NDArray[np.float64]]
 
 
 def free_port() -> int:

@@ -168,6 +168,22 @@ def test_a_run_that_is_not_there_ends_the_watch(site: Site) -> None:
         list(client.watch(RUN))
 
 
+def test_a_submission_whose_answer_is_lost_is_made_again_under_the_same_id(site: Site) -> None:
+    port = site.hub.port
+
+    def falls_silent() -> Answer:
+        raise ConnectionError("the answer is lost")
+
+    site.hub.answers["/v1/runs"] = falls_silent
+    with Client(site.context) as client:
+        thread = threading.Timer(0.3, lambda: site.hub.says("/v1/runs", {"run": RUN}))
+        thread.start()
+        assert client.submit({"app": "x"}) == RUN
+        thread.join()
+    names = {json.loads(body)["run"] for _, body in site.hub.asked}
+    assert port == site.hub.port and len(site.hub.asked) >= 2 and len(names) == 1
+
+
 def test_a_server_of_another_fleet_is_not_believed(site: Site, tmp_path: Path) -> None:
     other = Pki.create(tmp_path / "other", now_wall=time.time())
     (tmp_path / "ca.pem").write_text(other.ca_pem("services"))

@@ -1,6 +1,7 @@
 """The coordinator's API as people use it: TLS 1.3 with the user's certificate, JSON, server-sent events."""
 
 import json
+import secrets
 import ssl
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from urllib3.exceptions import HTTPError, SSLError
 
 from fedfleet_coordinator.cli.context import Context, place
 from fedfleet_coordinator.cli.errors import BadInput, Refusal, Unreachable
+from fedfleet_protocol.ids import run_id
 
 ENDED = ("finished", "failed", "stopped")
 """The states of a run that does not change any more."""
@@ -88,6 +90,22 @@ class Client:
         """
         headers = {"Content-Type": "application/octet-stream", "Fedfleet-Digest": digest}
         self._json("POST", "/v1/bundles", body=data, headers=headers)
+
+    def submit(self, request: Json, *, patience_s: float = 60.0) -> str:
+        """Return the id of the new run. The id is ours, so asking again after a lost answer makes no second run.
+
+        Raises:
+            Unreachable: nobody answers for `patience_s`. Refusal: the coordinator says no.
+        """
+        request = {"run": run_id(secrets.token_bytes(16)), **request}
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return str(self.post("/v1/runs", request)["run"])
+            except Unreachable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
 
     def download(self, path: str) -> bytes:
         """Return the bytes at `path`.

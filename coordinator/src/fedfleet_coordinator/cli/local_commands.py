@@ -117,7 +117,7 @@ def demo(
                 app, Options(config=(f"min-nodes={DEMO_AGENTS}",), min_agents=DEMO_AGENTS), fleet.context.publisher()
             )
             client.upload_bundle(submission.bundle, submission.digest)
-            name = str(client.post("/v1/runs", submission.request)["run"])
+            name = client.submit(submission.request)
             snapshot = follow(client, name)
             if snapshot["state"] == "finished":
                 draw(snapshot, client.get(f"/v1/runs/{name}/timeline"), output)

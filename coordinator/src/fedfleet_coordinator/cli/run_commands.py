@@ -59,7 +59,7 @@ def run(
     gate: Annotated[
         list[str] | None, typer.Option("--gate", metavar="KEY=VALUE", help="A setting of the update gate.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the runner's random generators.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the runner's random generators.")] = 0,
     priority: Annotated[int, typer.Option(help="Agents take tasks of the highest priority first.")] = 0,
     detach: Annotated[bool, typer.Option("--detach", help="Print the run's id and leave.")] = False,
     as_json: JsonOption = False,
@@ -82,7 +82,7 @@ def run(
     submission = prepare(app_dir, options, settings.publisher())
     with Client(settings) as client:
         client.upload_bundle(submission.bundle, submission.digest)
-        name = str(client.post("/v1/runs", submission.request)["run"])
+        name = client.submit(submission.request)
         if detach:
             show({"run": name}, name, as_json=as_json)
             return
