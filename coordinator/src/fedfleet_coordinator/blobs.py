@@ -101,6 +101,11 @@ class BlobFolder:
         upload = self._uploads.get(digest)
         return upload.verifier.position if upload is not None else None
 
+    def announced(self, digest: Digest) -> int | None:
+        """Return the size of an upload that was begun since this process started, None if it was not."""
+        upload = self._uploads.get(digest)
+        return upload.verifier.blocks.size if upload is not None else None
+
     def is_whole(self, digest: Digest) -> bool:
         """Whether every byte of an upload is here and right."""
         upload = self._uploads.get(digest)

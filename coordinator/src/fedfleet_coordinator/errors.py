@@ -3,6 +3,7 @@
     CoordinatorError
     ├── Refused                the caller's: the request cannot be done, and why
     │   ├── BadRequest         400
+    │   │   ├── Stalled        408, the client stopped in the middle of its request
     │   │   └── TooMuch        413, more bytes than are taken
     │   ├── NotAllowed         403
     │   │   ├── CapabilityRefused   forged, expired or made for somebody else: ask again
@@ -14,12 +15,18 @@
     │   ├── WrongBlock         422, an upload brought other bytes than announced
     │   └── StaleEpoch         409, a runner that was replaced
     ├── Misconfigured          the operator's: a file or setting that cannot be used, and the remedy
-    └── Unavailable            nobody's or the operator's: try again later
-        ├── Busy               503, and when to come back
-        ├── StoreUnavailable   503
-        └── QuotaFull          507
+    ├── Unavailable            nobody's or the operator's: try again later
+    │   ├── Busy               503, and when to come back
+    │   ├── StoreUnavailable   503
+    │   └── QuotaFull          507
+    └── HubRefused             a bug: the hub refuses what a runner asks
 
 Each has a `code` for programs, a sentence for people and the HTTP status it travels under.
+
+    RunnerStop                 ends a runner; no `Exception`, so that it passes through the code of apps
+    ├── Fenced                 nobody's: another runner has taken over, or the run has ended
+    ├── TooFewAgents           the operator's: the app waits for agents that do not come
+    └── Nondeterministic       the researcher's app: run again, it does something else
 """
 
 from typing import ClassVar
@@ -48,6 +55,13 @@ class BadRequest(Refused):
     """The request does not make sense here."""
 
     code = "bad_request"
+
+
+class Stalled(BadRequest):
+    """The client stopped in the middle of its request."""
+
+    code = "stalled"
+    status = 408
 
 
 class TooMuch(BadRequest):
@@ -186,3 +200,37 @@ class QuotaFull(Unavailable):
 
     code = "quota_full"
     status = 507
+
+
+class HubRefused(CoordinatorError):
+    """The hub does not do what a runner asks, and asking again would not help: a bug on either side."""
+
+    code = "hub_refused"
+
+
+class RunnerStop(BaseException):
+    """A runner's work is over, whatever its app would still like to do.
+
+    Attributes:
+        reason: a code of `fedfleet_protocol.reasons.RUN`.
+    """
+
+    reason: ClassVar[str] = ""
+
+
+class Fenced(RunnerStop):
+    """Another runner has taken over, or the run has ended; this one writes nothing any more."""
+
+    reason = "epoch"
+
+
+class TooFewAgents(RunnerStop):
+    """The app waits for more agents than there are, and the time for that is over."""
+
+    reason = "too_few_agents"
+
+
+class Nondeterministic(RunnerStop):
+    """Run again, the app does not do what it did before."""
+
+    reason = "nondeterministic"

@@ -1,0 +1,188 @@
+"""Rows as JSON for people: pure functions of a transaction. Times are seconds since the epoch."""
+
+from typing import Any
+
+from fedfleet_coordinator.clock import Now
+from fedfleet_coordinator.errors import NotFound
+from fedfleet_coordinator.rows import Agent, Blob, Exchange, LogLine, Metrics, Run, Task, Token
+from fedfleet_coordinator.store.port import Tx
+from fedfleet_protocol.exchange import TaskState
+from fedfleet_protocol.ids import RunId
+
+Json = dict[str, Any]
+LINES_AT_ONCE = 1000
+
+
+def run_row(tx: Tx, run: str) -> Run:
+    """Return a run's row.
+
+    Raises:
+        NotFound: there is no such run.
+    """
+    row = tx.get(Run, run)
+    if row is None:
+        raise NotFound(f"there is no run {run[:40]}; fedfleet runs lists them")
+    return row
+
+
+def agent_row(tx: Tx, agent: str) -> Agent:
+    """Return an agent's row.
+
+    Raises:
+        NotFound: there is no such agent.
+    """
+    row = tx.get(Agent, agent)
+    if row is None:
+        raise NotFound(f"there is no agent {agent[:40]}; fedfleet agents lists them")
+    return row
+
+
+def run_summary(run: Run) -> Json:
+    """Return a run in a few words."""
+    return {
+        "run": run.run,
+        "app": run.app,
+        "state": run.state,
+        "reason": run.reason,
+        "text": run.text,
+        "attempts": run.attempts,
+        "server_round": run.server_round,
+        "num_rounds": run.num_rounds,
+        "submitted_by": run.submitted_by,
+        "created": run.created_wall,
+        "started": run.started_wall,
+        "ended": run.ended_wall,
+    }
+
+
+def run_snapshot(tx: Tx, run: RunId, now: Now) -> Json:
+    """Return all that is shown of a run while it goes on.
+
+    Raises:
+        NotFound: there is no such run.
+    """
+    row = run_row(tx, run)
+    newest = tx.get(Exchange, run, row.exchanges) if row.exchanges else None
+    metrics = tx.find(Metrics, run=run, order=("server_round", "kind"))
+    return {
+        **run_summary(row),
+        "config": row.config,
+        "selector": row.selector,
+        "min_agents": row.min_agents,
+        "quorum": row.quorum,
+        "exchange": _exchange(tx, newest, now) if newest is not None else None,
+        "metrics": [{"round": one.server_round, "kind": one.kind, "values": one.values} for one in metrics],
+        "model": {"digest": row.model, "size": row.model_size} if row.model else None,
+    }
+
+
+def timeline(tx: Tx, run: RunId) -> Json:
+    """Return every task of a run: who had it, from when to when, and what became of it.
+
+    Raises:
+        NotFound: there is no such run.
+    """
+    run_row(tx, run)
+    labels_of: dict[str, dict[str, str]] = {}
+    exchanges = {exchange.n: exchange.label for exchange in tx.find(Exchange, run=run)}
+    tasks = []
+    for task in tx.find(Task, run=run):
+        if task.agent not in labels_of:
+            labels_of[task.agent] = _labels(tx, task.agent)
+        tasks.append(
+            {
+                "agent": task.agent,
+                "labels": labels_of[task.agent],
+                "n": task.n,
+                "label": exchanges.get(task.n, ""),
+                "published": task.published_wall,
+                "settled": task.settled_wall,
+                "state": task.state,
+                "code": task.code,
+            }
+        )
+    return {"run": run, "tasks": tasks}
+
+
+def log_lines(tx: Tx, run: RunId, after: int) -> list[Json]:
+    """Return the lines of a run's log whose number is greater than `after`, not too many at once.
+
+    Raises:
+        NotFound: there is no such run.
+    """
+    run_row(tx, run)
+    rows = tx.find(LogLine, run=run, order=("seq",), after=("seq", after), limit=LINES_AT_ONCE)
+    return [{"seq": row.seq, "source": row.source, "line": row.line, "at": row.at_wall} for row in rows]
+
+
+def model_blob(tx: Tx, run: RunId) -> Blob:
+    """Return the blob of a run's final model.
+
+    Raises:
+        NotFound: there is no such run, or it has no model (yet).
+    """
+    row = run_row(tx, run)
+    blob = tx.get(Blob, row.model) if row.model else None
+    if blob is None:
+        raise NotFound(f"run {run} has no model: it is {row.state}, and its app returned none that is kept")
+    return blob
+
+
+def agent_json(row: Agent) -> Json:
+    """Return an agent as it is listed."""
+    return {
+        "agent": row.agent,
+        "labels": row.labels,
+        "self_labels": row.self_labels,
+        "state": row.state,
+        "online": row.online,
+        "eligible": row.eligible,
+        "code": row.code,
+        "text": row.text,
+        "version": row.version,
+        "seen": row.seen_wall or None,
+        "enrolled": row.enrolled_wall,
+        "certificate_expires": row.not_after_wall,
+    }
+
+
+def token_json(row: Token) -> Json:
+    """Return a join token without anything that could be used to join."""
+    return {
+        "hashed": row.hashed,
+        "labels": row.labels,
+        "uses_left": row.uses_left,
+        "expires": row.expires_wall,
+        "created_by": row.created_by,
+    }
+
+
+def _exchange(tx: Tx, row: Exchange, now: Now) -> Json:
+    return {
+        "n": row.n,
+        "label": row.label,
+        "state": row.state,
+        "expected": row.expected,
+        "settled": row.settled,
+        "accepted": row.accepted,
+        "reason": row.reason,
+        "remaining_s": round(max(0.0, row.deadline_at - now.up), 1) if not row.reason else 0.0,
+        "agents": [_task(tx, task, now) for task in tx.find(Task, run=row.run, n=row.n)],
+    }
+
+
+def _task(tx: Tx, task: Task, now: Now) -> Json:
+    until = now.wall if task.state is TaskState.PUBLISHED else task.settled_wall
+    return {
+        "agent": task.agent,
+        "labels": _labels(tx, task.agent),
+        "state": task.state,
+        "code": task.code,
+        "text": task.text,
+        "seconds": round(until - task.published_wall, 3) if until and task.published_wall else None,
+    }
+
+
+def _labels(tx: Tx, agent: str) -> dict[str, str]:
+    row = tx.get(Agent, agent)
+    return row.labels if row is not None else {}
