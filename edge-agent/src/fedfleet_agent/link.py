@@ -224,6 +224,8 @@ class Link:
         if any(reason.is_failure for reason in reasons):
             self._drop("the broker does not let this agent hear its orders; the operator must look at its ACL")
             return
+        if self.up:
+            return
         self._answer_by = None
         self._tries = 0
         self.up, self.trouble = True, ""
