@@ -92,6 +92,16 @@ def test_only_one_module_writes_topics() -> None:
     assert writers == {"protocol/src/fedfleet_protocol/topics.py"}
 
 
+def test_private_things_of_flower_are_touched_in_one_module() -> None:
+    public = re.compile(r"flwr\.(app|serverapp|clientapp)(\.|$)")
+    users = {
+        spelled(path)
+        for path in MODULES
+        if any(name.split(".")[0] == "flwr" and not public.match(name) for name in imports(path))
+    }
+    assert users == {"protocol/src/fedfleet_flower/compat.py"}
+
+
 @pytest.mark.parametrize("path", PACKAGES, ids=spelled)
 def test_a_package_carries_types(path: Path) -> None:
     assert (path.parent / "py.typed").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flwr.app import DEFAULT_TTL, Error, Message, Metadata, RecordDict, UserConfig
 from flwr.cli.build import build_fab_from_disk
-from flwr.supercore.run import Run
+from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedfleet_flower.errors import BadBundle
