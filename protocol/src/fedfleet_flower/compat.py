@@ -7,13 +7,17 @@ the ids its runtime gave it; `Run`, which some ServerApps look at; and `build_fa
 
 import time
 from pathlib import Path
+from typing import TypeAlias
 
 from flwr.app import DEFAULT_TTL, Error, Message, Metadata, RecordDict, UserConfig
 from flwr.cli.build import build_fab_from_disk
-from flwr.supercore.run import Run as Run
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedfleet_flower.errors import BadBundle
+
+FlowerRun: TypeAlias = Run
+"""What a Grid is told of its run; for signatures elsewhere."""
 
 SERVER_NODE = 1
 """The node id of the ServerApp, in every Flower run."""
