@@ -205,6 +205,7 @@ class Hub:
         return Link(
             name=broker.SERVICE, host="127.0.0.1", port=self._settings.broker.service_port, tls=tls,
             order_key=self._pki.order_key, keys=self._keys_of, handler=self._heard,
+            forget=lambda agent: self._keys.pop(agent, None),
         )  # fmt: skip
 
     async def _keys_of(self, agent: AgentId) -> tuple[Ed25519PublicKey, ...]:
