@@ -13,7 +13,7 @@ from fedfleet_coordinator.cli import context
 from fedfleet_coordinator.cli.client import Client, Json
 from fedfleet_coordinator.cli.errors import BadInput, Refusal
 from fedfleet_coordinator.cli.names import full_name
-from fedfleet_coordinator.cli.output import JsonOption, show
+from fedfleet_coordinator.cli.output import JsonOption, show, table_of
 from fedfleet_coordinator.cli.run_commands import rows_of
 from fedfleet_coordinator.cli.submission import labels
 from fedfleet_coordinator.cli.view import coloured, labels_of, when
@@ -40,7 +40,7 @@ def agents(
     wanted = labels(tuple(select or ()), "--select").items()
     with Client(context.load()) as client:
         found = [row for row in rows_of(client.get("/v1/agents"), "agents") if wanted <= row.get("labels", {}).items()]
-    table = Table("agent", "labels", "state", "may train", "last seen", box=None, header_style="bold")
+    table = table_of("agent", "labels", "state", "may train", "last seen")
     for row in found:
         state = row["state"] if row["state"] != "active" else "online" if row.get("online") else "offline"
         reason = f"no, {row.get('code')}: {row.get('text')}" if not row.get("eligible", True) else "yes"
@@ -102,7 +102,7 @@ def list_tokens(as_json: JsonOption = False) -> None:
     """
     with Client(context.load()) as client:
         found = rows_of(client.get("/v1/tokens"), "tokens")
-    table = Table("token", "labels", "uses left", "expires", "made by", box=None, header_style="bold")
+    table = table_of("token", "labels", "uses left", "expires", "made by")
     for row in found:
         name = str(row.get("hashed") or row.get("token") or "")[:12]
         expires = when(row.get("expires") or row.get("expires_wall"))

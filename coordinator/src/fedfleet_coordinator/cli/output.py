@@ -6,9 +6,18 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
+from rich.table import Table
 
 console = Console()
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def table_of(*columns: str, whole: int = 1) -> Table:
+    """Return an empty table; the first `whole` columns are ids and the like, which are copied and never cut."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, no_wrap=place < whole, overflow="ignore" if place < whole else "fold")
+    return table
 
 
 def show(data: Any, picture: RenderableType, *, as_json: bool) -> None:

@@ -10,13 +10,12 @@ import typer
 from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
 
 from fedfleet_coordinator.cli import context
 from fedfleet_coordinator.cli.client import ENDED, Away, Client, Json
 from fedfleet_coordinator.cli.errors import BadInput, RunFailed, Unreachable
 from fedfleet_coordinator.cli.names import full_name
-from fedfleet_coordinator.cli.output import JsonOption, console, print_json, say, show
+from fedfleet_coordinator.cli.output import JsonOption, console, print_json, say, show, table_of
 from fedfleet_coordinator.cli.submission import Options, prepare
 from fedfleet_coordinator.cli.view import (
     Story,
@@ -115,7 +114,9 @@ def finish(snapshot: Json, *, as_json: bool) -> None:
         if snapshot.get("model"):
             say(f"its model: fedfleet model get {snapshot['run']} -o model.npz")
     if snapshot["state"] != "finished":
-        raise RunFailed(f"{ending(snapshot)}; see fedfleet logs {snapshot['run']}")
+        hint = f"see fedfleet logs {snapshot['run']}"
+        text = ending(snapshot)
+        raise RunFailed(text if hint in text else f"{text}; {hint}")
 
 
 @runs.callback()
@@ -132,7 +133,7 @@ def _list(invoked: typer.Context, as_json: JsonOption = False) -> None:
         return
     with Client(context.load()) as client:
         found = rows_of(client.get("/v1/runs"), "runs")
-    table = Table("run", "app", "state", "round", "begun", "why", box=None, header_style="bold")
+    table = table_of("run", "app", "state", "round", "begun", "why")
     for entry in found:
         table.add_row(
             entry["run"], escape(entry.get("app") or ""), coloured(entry["state"]),
@@ -257,7 +258,7 @@ def get_model(
     with Client(context.load()) as client:
         name = full_name(client, name)
         arrays = write_npz(client.download(f"/v1/runs/{name}/model"), output)
-    table = Table("array", "type", "shape", box=None, header_style="bold")
+    table = table_of("array", "type", "shape")
     for key, (dtype, shape) in arrays.items():
         table.add_row(escape(key), dtype, " x ".join(map(str, shape)) or "-")
     data = {
