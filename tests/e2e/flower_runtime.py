@@ -6,12 +6,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Model = list[NDArray[np.float64]]
+T = TypeVar("T")
 
 
 def free_port() -> int:
@@ -22,11 +25,27 @@ def free_port() -> int:
 
 
 def run_on_flower(app: Path, *, nodes: int, folder: Path, config: dict[str, str], timeout_s: float = 240.0) -> Model:
-    """Return the arrays that `app` saved under its configuration `save` after a run on Flower's own runtime.
+    """Return the arrays that `app` saved, as an .npz file, in a run on Flower's own runtime. As `saved_on_flower`."""
+    return saved_on_flower(app, nodes=nodes, folder=folder, config=config, read=_arrays, timeout_s=timeout_s)
+
+
+def saved_on_flower(
+    app: Path,
+    *,
+    nodes: int,
+    folder: Path,
+    config: dict[str, str],
+    read: Callable[[Path], T],
+    timeout_s: float = 240.0,
+    submitted: Callable[[float], None] = lambda at: None,
+) -> T:
+    """Return what `app` saved under its configuration `save` in a run on Flower's own runtime.
 
     Args:
         folder: scratch; Flower keeps its home here and touches no other.
         config: overrides of the run's configuration, values spelled as TOML.
+        read: returns what the file holds; ValueError or OSError while it is not whole.
+        submitted: told the instant, of `time.perf_counter`, at which the run is submitted.
     """
     home, saved = folder / "flwr", folder / "flower.npz"
     home.mkdir(parents=True)
@@ -67,12 +86,16 @@ def run_on_flower(app: Path, *, nodes: int, folder: Path, config: dict[str, str]
             submit = [str(binaries / "flwr"), "run", str(app), "test"]
             for key, value in overrides.items():
                 submit += ["-c", f"{key}={value}"]
+            submitted(time.perf_counter())
             subprocess.run(submit, check=True, stdout=log, stderr=log, env=environment, cwd=folder, timeout=60)
-            _await_file(saved, timeout_s)
+            return _await_file(saved, read, timeout_s)
         finally:
             for process in reversed(started):
                 _end(process)
-    with np.load(saved, allow_pickle=False) as stored:
+
+
+def _arrays(file: Path) -> Model:
+    with np.load(file, allow_pickle=False) as stored:
         return [stored[name] for name in stored.files]
 
 
@@ -86,19 +109,17 @@ def _await_port(port: int) -> None:
     raise TimeoutError("Flower's SuperLink does not listen after 60 s; see flower.log")
 
 
-def _await_file(file: Path, timeout_s: float) -> None:
-    """Wait until a zip is whole: its directory is written last."""
+def _await_file(file: Path, read: Callable[[Path], T], timeout_s: float) -> T:
+    """Return what the file holds once it is whole."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if file.is_file() and file.stat().st_size:
             try:
-                np.load(file, allow_pickle=False).close()
+                return read(file)
             except (ValueError, OSError):
                 pass
-            else:
-                return
-        time.sleep(0.2)
-    raise TimeoutError(f"the app saved no model within {timeout_s:.0f} s; see flower.log")
+        time.sleep(0.05)
+    raise TimeoutError(f"the app saved nothing within {timeout_s:.0f} s; see flower.log")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,1 @@
+"""An app that only sends: what is left of an exchange when nobody trains."""
