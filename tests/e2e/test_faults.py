@@ -1,4 +1,4 @@
-"""Pull any plug in the middle of a run of digits: it ends by itself, and its model is the undisturbed one bit by bit."""
+"""Pull any plug in the middle of a run of digits: it ends by itself, with the undisturbed model, bit by bit."""
 
 import random
 import subprocess

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -93,6 +94,7 @@ class Hub:
         self._settings = load(state)
         self._pki = Pki.load(state / "pki")
         self._keys: dict[AgentId, tuple[Ed25519PublicKey, ...]] = {}
+        self._silencing: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -235,8 +237,9 @@ class Hub:
     def _revoked(self, agent: AgentId) -> None:
         """Silence a revoked agent at the broker."""
         self._keys.pop(agent, None)
-        task = asyncio.ensure_future(self._silence(agent))
-        task.add_done_callback(lambda done: done.exception() and _log.error("revocation: %s", done.exception()))
+        task = asyncio.create_task(self._silence(agent))
+        self._silencing.add(task)
+        task.add_done_callback(self._silencing.discard)
 
     async def _silence(self, agent: AgentId) -> None:
         rows = await self._engine.do(lambda tx, now, out: tx.find(Agent, state="revoked"))
@@ -250,7 +253,7 @@ class Hub:
             broker.take_over, self._pki, agent, port=self._settings.broker.port, folder=files.folder, now_wall=now
         )
 
-    def _api_tls(self):  # type: ignore[no-untyped-def]
+    def _api_tls(self) -> ssl.SSLContext:
         folder, now = self._state / "pki", time.time()
         chain, key = self._pki.issue_service("api", self._settings.hosts, now_wall=now)
         write_private(folder / "api.pem", chain)

@@ -69,7 +69,7 @@ class Launcher:
         self._processes: dict[RunId, asyncio.subprocess.Process] = {}
 
     async def follow(self) -> None:
-        """Start a runner for every live run that has none, now and whenever there is a new one; stop those of others."""
+        """Start a runner for every live run that has none, now and whenever there is a new one; stop the others."""
         while True:
             live = await self._engine.do(lambda tx, now, out: tx.find(Run, state=("pending", "running")))
             for run in live:
