@@ -6,9 +6,11 @@ token's secret and the request go out over verified TLS only.
 """
 
 import hashlib
+import http.client
 import ssl
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 import urllib3
@@ -26,7 +28,8 @@ from fedfleet_protocol.messages import Enrol, Identity, Message, Renew
 from fedfleet_protocol.trust import JoinToken
 
 MAX_ANSWER_BYTES: Final = 64 << 10
-_TIMEOUT: Final = Timeout(connect=10.0, read=30.0)
+_CONNECT_S: Final = 10.0
+_TIMEOUT: Final = Timeout(connect=_CONNECT_S, read=30.0)
 
 
 class _Problem(msgspec.Struct):
@@ -84,7 +87,7 @@ def _authority(token: JoinToken) -> str:
     blind.minimum_version = ssl.TLSVersion.TLSv1_3
     blind.check_hostname = False
     blind.verify_mode = ssl.CERT_NONE  # public bytes are fetched, nothing is sent, and what comes is compared
-    pem = _exchange(blind, "GET", f"{token.url.rstrip('/')}/v1/ca", None)
+    pem = _fetched(blind, token.url)
     try:
         der = ssl.PEM_cert_to_DER_cert(pem.decode("ascii").strip())
     except ValueError as error:
@@ -98,20 +101,40 @@ def _authority(token: JoinToken) -> str:
 
 
 def _ask(tls: ssl.SSLContext, url: str, request: Message) -> Identity:
-    answer = _exchange(tls, "POST", url, messages.encode(request))
+    answer = _exchange(tls, url, messages.encode(request))
     try:
         return messages.decode_as(Identity, answer)
     except ProtocolError as error:
         raise HubRefused(f"the hub's answer cannot be read: {error}") from error
 
 
-def _exchange(tls: ssl.SSLContext, method: str, url: str, body: bytes | None) -> bytes:
-    """Return the body of the hub's answer. Raises `HubUnreachable` and `HubRefused`."""
-    assert_hostname: dict[str, Any] = {} if tls.check_hostname else {"cert_reqs": "CERT_NONE", "assert_hostname": False}
-    pool = urllib3.PoolManager(1, ssl_context=tls, retries=False, timeout=_TIMEOUT, **assert_hostname)
-    headers = {"Content-Type": "application/msgpack"} if body is not None else {}
+def _fetched(blind: ssl.SSLContext, url: str) -> bytes:
+    """Return what a server that is not believed yet gives as its CA. Raises `HubUnreachable` and `HubRefused`."""
     try:
-        response = pool.request(method, url, body=body, headers=headers, preload_content=False, redirect=False)
+        address = urlsplit(url)
+        host, port = address.hostname or "", address.port
+    except ValueError as error:
+        raise HubRefused(f"the join token's address {url[:200]!r} is no address; ask for a new one") from error
+    connection = http.client.HTTPSConnection(host, port, timeout=_CONNECT_S, context=blind)
+    try:
+        connection.request("GET", f"{address.path.rstrip('/')}/v1/ca")
+        response = connection.getresponse()
+        pem = response.read(MAX_ANSWER_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise HubUnreachable(f"the hub at {url} cannot be reached: {error}") from error
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise _no(url, response.status, pem, response.headers.get("Retry-After", ""))
+    return pem
+
+
+def _exchange(tls: ssl.SSLContext, url: str, body: bytes) -> bytes:
+    """Return the body of the hub's answer. Raises `HubUnreachable` and `HubRefused`."""
+    pool = urllib3.PoolManager(1, ssl_context=tls, retries=False, timeout=_TIMEOUT)
+    headers = {"Content-Type": "application/msgpack"}
+    try:
+        response = pool.request("POST", url, body=body, headers=headers, preload_content=False, redirect=False)
         answer = response.read(MAX_ANSWER_BYTES + 1)
         response.close()
     except urllib3.exceptions.SSLError as error:
