@@ -1,5 +1,4 @@
 import dataclasses
-import hashlib
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedfleet_coordinator.cli.errors import BadInput
 from fedfleet_coordinator.cli.fleet_commands import seconds
 from fedfleet_coordinator.cli.submission import Options, check, labels, overrides, prepare
+from fedfleet_protocol.blocks import blocks_of
 from fedfleet_protocol.trust import check_bundle
 
 QUICKSTART = Path(__file__).parents[3] / "examples" / "quickstart"
@@ -70,7 +70,7 @@ def test_prepare_signs_a_bundle_that_agents_can_check() -> None:
     )
     request = submission.request
     public = bytes.fromhex(request["publisher"])
-    assert submission.digest == hashlib.sha256(submission.bundle).hexdigest() == request["bundle"]
+    assert submission.digest == blocks_of([submission.bundle]).digest == request["bundle"]
     assert check_bundle(submission.digest, bytes.fromhex(request["signature"]), public, {public: "lab"}) == "lab"
     assert request["app"] == "fedfleet/quickstart"
     assert request["config"] == {"num-server-rounds": 1}
