@@ -9,7 +9,9 @@
 `identity.pem` is written last: where it is, the rest is.
 """
 
+import base64
 import os
+import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,6 @@ from typing import Final
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
 
 from fedfleet_agent.errors import HubRefused, NotEnrolled
 from fedfleet_protocol.errors import Malformed
@@ -35,6 +31,9 @@ _CA: Final = "services-ca.pem"
 _ORDER: Final = "order.pub"
 _PENDING: Final = "pending.pem"
 MAX_FILE_BYTES: Final = 64 << 10
+_KEY: Final = re.compile(rb"-----BEGIN PRIVATE KEY-----([A-Za-z0-9+/=\s]+)-----END PRIVATE KEY-----")
+_PKCS8_ED25519: Final = bytes.fromhex("302e020100300506032b657004220420")
+"""What comes before the key's 32 bytes (RFC 8410 §7)."""
 
 
 class About(msgspec.Struct, frozen=True):
@@ -125,15 +124,13 @@ def load(folder: Path) -> Credentials:
     if file.stat().st_mode & 0o077:
         raise NotEnrolled(f"{file} can be read by others; do: chmod 600 {file}, or join again if somebody has")
     try:
-        key = load_pem_private_key(_read(file), password=None)
+        key = _key_in(_read(file))
         about = msgspec.json.decode(_read(folder / _ABOUT), type=About)
         order_key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(_read(folder / _ORDER).decode()))
         parse_agent_id(about.agent)
         host_and_port(about.broker)
     except (OSError, ValueError, TypeError, msgspec.MsgspecError, Malformed) as error:
         raise _damaged(folder, error) from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise _damaged(folder, ValueError("its key is of another kind"))
     return Credentials(folder, about, key, order_key)
 
 
@@ -163,12 +160,12 @@ def pending_key(folder: Path, current: Ed25519PrivateKey | None) -> Ed25519Priva
     """Return the key to ask a certificate for: the one asked for before if no answer came, else a new one."""
     file = folder / _PENDING
     try:
-        key = load_pem_private_key(_read(file), password=None)
-    except (OSError, ValueError, TypeError):
-        key = None  # not there, or cut off by a power failure before it was ever used
-    used = current is not None and isinstance(key, Ed25519PrivateKey) and key.public_key() == current.public_key()
-    if isinstance(key, Ed25519PrivateKey) and not used:
-        return key
+        key = _key_in(_read(file))
+    except (OSError, ValueError):
+        pass  # not there, or cut off by a power failure before it was ever used
+    else:
+        if current is None or key.public_key() != current.public_key():
+            return key
     fresh = Ed25519PrivateKey.generate()
     write_file(file, _key_pem(fresh))
     return fresh
@@ -202,6 +199,7 @@ def write_file(file: Path, data: bytes) -> None:
 def _checked(told: Identity, key: Ed25519PrivateKey) -> tuple[bytes, float, float]:
     """Return the certificate that was told, and the time for which it is valid."""
     from cryptography import x509  # joining and renewing need it, being an agent does not
+    from cryptography.hazmat.primitives.serialization import Encoding
     from cryptography.x509.oid import NameOID
 
     try:
@@ -227,7 +225,22 @@ def _read(file: Path) -> bytes:
 
 
 def _key_pem(key: Ed25519PrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    """Return the key as PKCS 8 in PEM, for TLS reads it from the file."""
+    body = base64.b64encode(_PKCS8_ED25519 + key.private_bytes_raw())
+    return b"-----BEGIN PRIVATE KEY-----\n" + body + b"\n-----END PRIVATE KEY-----\n"
+
+
+def _key_in(pem: bytes) -> Ed25519PrivateKey:
+    """Return the key in a file of ours; cryptography's own reader knows every kind of key and costs 2 MB of memory.
+
+    Raises:
+        ValueError: there is no Ed25519 key in it.
+    """
+    found = _KEY.search(pem)
+    der = base64.b64decode(found[1]) if found else b""
+    if not der.startswith(_PKCS8_ED25519) or len(der) != len(_PKCS8_ED25519) + 32:
+        raise ValueError("it holds no Ed25519 key")
+    return Ed25519PrivateKey.from_private_bytes(der[len(_PKCS8_ED25519) :])
 
 
 def _damaged(folder: Path, error: Exception) -> NotEnrolled:

@@ -26,7 +26,7 @@ class LeaseKeeper:
         self._changed = threading.Condition()
         self._notice: Notice | None = None
         self._moved = False
-        self._closed = False
+        self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def hold(self, notice: Notice) -> None:
@@ -54,7 +54,7 @@ class LeaseKeeper:
     def close(self) -> None:
         """End the thread."""
         with self._changed:
-            self._closed = True
+            self._closed.set()
             self._changed.notify()
         if self._thread is not None:
             self._thread.join(5.0)
@@ -62,11 +62,11 @@ class LeaseKeeper:
     def _run(self) -> None:
         while True:
             with self._changed:
+                if self._closed.is_set():
+                    return
                 notice = self._notice
                 told = self._changed.wait(notice.lease_s / _SHARE if notice else None)
-                if self._closed:
-                    return
-                if told or self._notice is None or not self._moved:
+                if told or self._closed.is_set() or self._notice is None or not self._moved:
                     continue
                 self._moved = False
                 notice = self._notice

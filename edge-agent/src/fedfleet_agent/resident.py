@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from fedfleet_agent import __version__, config, identity, logs, probes
+from fedfleet_agent import __version__, config, identity, logs, memory, probes
 from fedfleet_agent.agent import Agent
 from fedfleet_agent.config import Config
 from fedfleet_agent.eligibility import Eligible, Ineligible, judge
@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 PROBE_S = 15.0
 STATUS_S = 30.0
 """A device whose load goes up and down around a limit tells it no more often than this."""
+SMALL_S = 5.0
 _RENEWAL_S = 120.0
 _RENEWAL_WAITS_S = (60.0, 3600.0)
 
@@ -124,6 +125,7 @@ class Resident:
         self._renewal_tries = 0
         self._renew_at: float | None = 0.0
         self._report = Report()
+        self._small_at: float | None = None
 
     def run(self) -> None:
         """Return when a signal ends it."""
@@ -135,6 +137,8 @@ class Resident:
         for act in (self.agent.look, self._keep_link, self._keep_status, self._keep_certificate, self._keep_watchdog):
             self._loop.each_time(act)
         self._loop.each_time(self._keep_report)
+        self._loop.each_time(self._keep_small)
+        self._small_at = self._loop.clock() + SMALL_S
         self._notifier.say("READY=1")
         _log.info("agent %s %s is running", self._credentials.agent, __version__)
         self._loop.run()
@@ -187,8 +191,8 @@ class Resident:
         self._loop.post(lambda: self.agent.hear(message, acknowledge))
 
     def _came_up(self) -> None:
-        self._told = None
-        self._tell_at = 0.0
+        self._told, self._tell_at = None, 0.0
+        self._small_at = self._loop.clock() + SMALL_S
         self._keep_status()
         self.agent.connected()
 
@@ -277,6 +281,16 @@ class Resident:
             self._notifier.say("WATCHDOG=1")
             self._watchdog_at = now + period
         return self._watchdog_at - now
+
+    def _keep_small(self) -> float | None:
+        """Give memory back when there has been nothing to do for a while."""
+        now = self._loop.clock()
+        if self.agent.entry is not None or self._small_at is None:
+            self._small_at = now + SMALL_S if self.agent.entry is not None else None
+        elif now >= self._small_at:
+            self._small_at = None
+            memory.give_back()
+        return None if self._small_at is None else self._small_at - now
 
     def _keep_report(self) -> None:
         entry = self.agent.entry
