@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedfleet_coordinator.cli import fleet_commands, local_commands, run_commands
+from fedfleet_coordinator.cli import demo, fleet_commands, local_commands, run_commands
 from fedfleet_coordinator.cli.output import say
 
 _HELP = """Federated learning on fleets of edge devices.
@@ -39,7 +39,7 @@ def _main(
 
 
 app.command()(local_commands.up)
-app.command()(local_commands.demo)
+app.command()(demo.demo)
 app.command()(run_commands.run)
 app.add_typer(run_commands.runs, name="runs")
 app.command()(run_commands.logs)

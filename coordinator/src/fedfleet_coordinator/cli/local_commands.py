@@ -1,9 +1,7 @@
-"""Commands that make a fleet on this machine: up, demo."""
+"""The command `up`: a fleet on this machine until Ctrl-C."""
 
-import importlib.util
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -15,12 +13,10 @@ from typing import Annotated
 import typer
 
 from fedfleet_coordinator.cli import context
-from fedfleet_coordinator.cli.errors import BadInput, LocalFault
+from fedfleet_coordinator.cli.errors import BadInput
 from fedfleet_coordinator.cli.localfleet import LocalFleet
-from fedfleet_coordinator.cli.output import JsonOption, console, print_json, say
-from fedfleet_coordinator.cli.submission import Options, labels, prepare
-
-DEMO_AGENTS = 5
+from fedfleet_coordinator.cli.output import JsonOption, print_json, say
+from fedfleet_coordinator.cli.submission import labels
 
 
 def up(
@@ -85,55 +81,6 @@ def up(
             fleet.stop()
 
 
-def demo(
-    app_dir: Annotated[
-        Path | None, typer.Option(help="The digits example, if it is not where it is looked for.")
-    ] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the picture.")] = Path(
-        "fedfleet-demo.png"
-    ),
-) -> None:
-    """Start five agents, each with its own handwritten digits, train a model on them, and draw how it went.
-
-    For example:
-
-      fedfleet demo
-    """
-    from fedfleet_coordinator.cli.client import Client
-    from fedfleet_coordinator.cli.plot import draw
-    from fedfleet_coordinator.cli.run_commands import finish, follow
-    from fedfleet_coordinator.cli.view import agents_table, metrics_table
-
-    app = _digits(app_dir)
-    begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="fedfleet-shards-") as shards:
-        _write_shards(app, Path(shards))
-        say(f"wrote {DEMO_AGENTS} shards, each with other digits, to folders that only their agent reads")
-        fleet = LocalFleet(agents=DEMO_AGENTS, data_dir=Path(shards), labels={"site": ("north", "south")}, say=say)
-        say(f"starting a coordinator, a broker and {DEMO_AGENTS} agents, all with certificates of their own")
-        with _ending_cleanly(), fleet, Client(fleet.context) as client:
-            say(f"ready after {time.monotonic() - begun:.1f} s; running {app}")
-            submission = prepare(
-                app, Options(config=(f"min-nodes={DEMO_AGENTS}",), min_agents=DEMO_AGENTS), fleet.context.publisher()
-            )
-            client.upload_bundle(submission.bundle, submission.digest)
-            name = client.submit(submission.request)
-            snapshot = follow(client, name)
-            if snapshot["state"] == "finished":
-                draw(snapshot, client.get(f"/v1/runs/{name}/timeline"), output)
-        if snapshot.get("exchange") and console.is_terminal is False:
-            console.print(agents_table(snapshot["exchange"].get("agents", [])))
-        table = metrics_table(snapshot.get("metrics", []))
-        if table is not None:
-            console.print(table)
-        finish(snapshot | {"model": None}, as_json=False)
-    say(f"the picture of the run is in {output.resolve()}; all of it took {time.monotonic() - begun:.0f} s")
-    say("try next:")
-    say("  fedfleet up                      in one terminal, and in another:")
-    say(f"  fedfleet run {app}    and kill -9 the coordinator in the middle of it")
-    say("  fedfleet agents; fedfleet runs; fedfleet explain RUN; fedfleet model get RUN")
-
-
 def _note(line: str, as_json: bool) -> None:
     if as_json:
         sys.stderr.write(f"{line}\n")
@@ -180,20 +127,6 @@ def _until_told() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _ending_cleanly() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does: what it started is ended."""
-
-    def told(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, told)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
 def _borrowed_context(fleet: LocalFleet) -> Iterator[None]:
     """Put the fleet's context where the commands look; what was there comes back afterwards."""
     file = context.place()
@@ -206,28 +139,3 @@ def _borrowed_context(fleet: LocalFleet) -> Iterator[None]:
     finally:
         if file.exists() and fleet.context.url in file.read_text(encoding="utf-8"):
             aside.replace(file) if aside.exists() else file.unlink()
-
-
-def _digits(given: Path | None) -> Path:
-    places = (
-        [given]
-        if given
-        else [Path("examples/digits"), *(folder / "examples" / "digits" for folder in Path(__file__).parents)]
-    )
-    for place in places:
-        if (place / "shards.py").is_file():
-            return place
-    raise BadInput("the digits example is not here; run this in fedfleet's folder, or name it with --app-dir")
-
-
-def _write_shards(app: Path, folder: Path) -> None:
-    """Write the shards as examples/digits/shards.py does."""
-    sys.path.insert(0, str(app))
-    try:
-        if importlib.util.find_spec("sklearn") is None:
-            raise LocalFault("the demo needs scikit-learn and torch; install them with: pip install scikit-learn torch")
-        data = importlib.import_module("digits.data")
-        for number, shard in enumerate(data.shards(DEMO_AGENTS)):
-            data.write(folder / str(number), shard)
-    finally:
-        sys.path.remove(str(app))

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,15 +86,22 @@ def run(
         if detach:
             show({"run": name}, name, as_json=as_json)
             return
-        finish(follow(client, name, quiet=as_json), as_json=as_json)
+        with leaving(name):
+            finish(follow(client, name, quiet=as_json), as_json=as_json)
 
 
 def follow(client: Client, name: str, *, quiet: bool = False) -> Json:
-    """Return the last snapshot of a run, after showing all of it; Ctrl-C leaves with code 130."""
+    """Return the last snapshot of a run, after showing all of it."""
+    if quiet:
+        return _last(client, name)
+    return _live(client, name) if console.is_terminal else _lines(client, name)
+
+
+@contextmanager
+def leaving(name: str) -> Iterator[None]:
+    """Let Ctrl-C leave a run that goes on, with code 130 and a word on how to come back."""
     try:
-        if quiet:
-            return _last(client, name)
-        return _live(client, name) if console.is_terminal else _lines(client, name)
+        yield
     except KeyboardInterrupt:
         sys.stderr.write(
             f"\nthe run goes on; follow it with: fedfleet runs show {name} -f, end it with: fedfleet stop {name}\n"
@@ -101,15 +109,15 @@ def follow(client: Client, name: str, *, quiet: bool = False) -> Json:
         raise typer.Exit(130) from None
 
 
-def finish(snapshot: Json, *, as_json: bool) -> None:
-    """Print how a run ended.
+def finish(snapshot: Json, *, as_json: bool, quiet: bool = False) -> None:
+    """Print how a run ended, unless `quiet`.
 
     Raises:
         RunFailed: it did not finish.
     """
     if as_json:
         print_json(snapshot)
-    elif snapshot["state"] == "finished":
+    elif snapshot["state"] == "finished" and not quiet:
         say(ending(snapshot))
         if snapshot.get("model"):
             say(f"its model: fedfleet model get {snapshot['run']} -o model.npz")
@@ -160,7 +168,8 @@ def show_run(
     with Client(context.load()) as client:
         name = full_name(client, name)
         if follow_it:
-            finish(follow(client, name, quiet=as_json), as_json=as_json)
+            with leaving(name):
+                finish(follow(client, name, quiet=as_json), as_json=as_json)
             return
         snapshot = client.get(f"/v1/runs/{name}")
     exchange = snapshot.get("exchange")
