@@ -1,11 +1,15 @@
 """The coordinator's blob folder: uploads that may be cut anywhere, and files that are durable before a row names them.
 
-A partial upload is a file: the bytes so far; whoever goes on with it names its blocks again. It goes on at the byte where it
-stopped, also after this process was killed: whole blocks are checked as they become whole, and what lies in the last,
-unfinished block is read again. A finished blob is synced, renamed to a name of its own (digest and nonce), and its
-folder synced; only then may a row name it (EXCHANGE rules 1 and 12). Everything here blocks: call it from a thread.
+A partial upload is a file: the bytes so far; whoever goes on with it names its blocks again. It goes on at the byte
+where it stopped, also after this process was killed: what is there is read and checked again, block by block.
+A finished blob is synced, renamed to a name of its own (digest and nonce), and its folder synced; only then may a row
+name it (EXCHANGE rules 1 and 12). Everything here blocks: call it from a thread.
+
+No upload holds a descriptor between two calls: ten thousand agents may have begun one. One lock per upload is taken
+before the folder's own, which guards the numbers and is never held while a disk works.
 """
 
+import contextlib
 import errno
 import mmap
 import os
@@ -16,7 +20,14 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfleet_coordinator.errors import BadRequest, QuotaFull, StoreUnavailable, WrongBlock, WrongOffset
+from fedfleet_coordinator.errors import (
+    BadRequest,
+    CoordinatorError,
+    QuotaFull,
+    StoreUnavailable,
+    WrongBlock,
+    WrongOffset,
+)
 from fedfleet_protocol.blocks import BLOCK_BYTES, BlockList, BlockVerifier, checked
 from fedfleet_protocol.errors import BlockMismatch, Malformed
 from fedfleet_protocol.ids import Digest
@@ -29,7 +40,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 @dataclass(slots=True)
 class _Upload:
     verifier: BlockVerifier
-    fd: int
     lock: threading.Lock
     touched: float
 
@@ -38,17 +48,28 @@ class BlobFolder:
     """Blobs as files.
 
     Args:
-        quota_bytes: partial and finished blobs together take no more.
+        quota_bytes: partial and finished blobs together take no more; an upload counts whole from its beginning.
+        free_floor_bytes: so much of the disk stays free for others, the database above all.
+
+    Raises:
+        StoreUnavailable: the folder cannot be made or read.
     """
 
-    def __init__(self, folder: Path, *, quota_bytes: int = 1 << 40) -> None:
+    def __init__(self, folder: Path, *, quota_bytes: int = 1 << 40, free_floor_bytes: int = FREE_FLOOR_BYTES) -> None:
         self.folder = folder
         self._partial = folder / "partial"
-        self._partial.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._quota = quota_bytes
+        self._quota, self._floor = quota_bytes, free_floor_bytes
         self._uploads: dict[Digest, _Upload] = {}
+        self._completed: dict[str, float] = {}
         self._lock = threading.Lock()
-        self._used = sum(e.stat().st_size for e in os.scandir(folder) if e.is_file())
+        try:
+            for place in (folder, self._partial):
+                place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Partial uploads from before this start, until somebody goes on with them.
+            self._idle = {entry.name: entry.stat().st_size for entry in os.scandir(self._partial) if entry.is_file()}
+            self._used = sum(self._idle.values()) + sum(e.stat().st_size for e in os.scandir(folder) if e.is_file())
+        except OSError as error:
+            raise _trouble(error) from error
 
     # --- uploads -----------------------------------------------------------------------------------------------------
 
@@ -62,12 +83,24 @@ class BlobFolder:
             blocks = checked(digest, size, digests)
         except Malformed as error:
             raise BadRequest(str(error)) from error
-        with self._lock:
-            if digest not in self._uploads:
-                self._check_room(size)
-                self._uploads[digest] = self._resume(blocks)
-                self._used += size
-            return self._uploads[digest].verifier.position
+        while True:
+            with self._lock:
+                upload = self._uploads.get(digest)
+                if upload is None:
+                    upload = self._reserve(blocks)
+                    break
+            with upload.lock:
+                if self._uploads.get(digest) is upload:  # else it was completed or given up while this waited
+                    upload.touched = time.monotonic()
+                    return upload.verifier.position
+        try:
+            upload.verifier = self._checked(blocks)
+        except OSError as error:
+            self._forget(digest)
+            raise _trouble(error) from error
+        finally:
+            upload.lock.release()
+        return upload.verifier.position
 
     def append(self, digest: Digest, offset: int, data: bytes | memoryview) -> int:
         """Add the next bytes of an upload; return the byte it goes on at. Pieces of 256 KiB are quickest.
@@ -77,23 +110,24 @@ class BlobFolder:
             WrongOffset: it goes on at another byte. WrongBlock: a block was wrong, and must be sent again.
             QuotaFull: the disk is full; what is there stays.
         """
-        upload = self._uploads.get(digest)
-        if upload is None:
-            raise BadRequest(f"the upload of {digest[:12]} was not begun here; begin it again")
-        with upload.lock:
+        with self._held(digest) as upload, self._opened(digest) as fd:
+            blocks = upload.verifier.blocks
             if offset != upload.verifier.position:
                 raise WrongOffset(upload.verifier.position)
+            if offset + len(data) > blocks.size:
+                raise BadRequest(f"more than the {blocks.size} bytes announced of {digest[:12]}")
             upload.touched = time.monotonic()
-            if offset + len(data) > upload.verifier.blocks.size:
-                raise BadRequest(f"more than the {upload.verifier.blocks.size} bytes announced of {digest[:12]}")
-            _write(upload.fd, data, offset)
             try:
+                _write(fd, data, offset)
                 upload.verifier.update(data)
             except BlockMismatch as error:
                 start = error.index * BLOCK_BYTES
-                os.ftruncate(upload.fd, start)
-                upload.verifier = BlockVerifier(upload.verifier.blocks, start)
+                os.ftruncate(fd, start)
+                upload.verifier = BlockVerifier(blocks, start)
                 raise WrongBlock(start, str(error)) from error
+            except OSError:
+                os.ftruncate(fd, offset)
+                raise
             return upload.verifier.position
 
     def reached(self, digest: Digest) -> int | None:
@@ -116,21 +150,27 @@ class BlobFolder:
 
         Raises:
             BadRequest: it is not whole, or somebody completed it before. QuotaFull: the disk is full.
+            StoreUnavailable: the disk fails. In these two cases the upload must be begun again.
         """
-        upload = self._uploads.get(digest)
-        if upload is None or not upload.verifier.complete:
-            raise BadRequest(f"the upload of {digest[:12]} is not whole")
-        with upload.lock:
-            if self._uploads.get(digest) is not upload:
-                raise BadRequest(f"the upload of {digest[:12]} was completed by another request")
-            name = f"{digest}.{secrets.token_hex(6)}"
+        name = f"{digest}.{secrets.token_hex(6)}"
+        with self._held(digest) as upload:
+            if not upload.verifier.complete:
+                raise BadRequest(f"the upload of {digest[:12]} is not whole")
             try:
-                os.fsync(upload.fd)
-                (self._partial / digest).rename(self.folder / name)
-                _sync_folder(self.folder)
-            except OSError as error:
-                raise _trouble(error) from error
-            self._forget(digest, upload)
+                with self._opened(digest) as fd:
+                    os.fsync(fd)
+                    (self._partial / digest).rename(self.folder / name)
+                    _sync_folder(self.folder)
+            except CoordinatorError:
+                # A second fsync would say yes to pages that the first one could not write and dropped.
+                for path in (self._partial / digest, self.folder / name):
+                    with contextlib.suppress(OSError):
+                        path.unlink(missing_ok=True)
+                self._forget(digest)
+                raise
+            with self._lock:
+                del self._uploads[digest]
+                self._completed[name] = time.monotonic()
         return name
 
     # --- finished blobs ----------------------------------------------------------------------------------------------
@@ -142,12 +182,11 @@ class BlobFolder:
     def unlink(self, name: str) -> None:
         """Remove a file that no row names any more; one that is gone is no error."""
         path = self.path(name)
-        with self._lock:
-            try:
-                self._used -= path.stat().st_size
-                path.unlink()
-            except FileNotFoundError:
-                pass
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            size = path.stat().st_size
+            path.unlink()
+            self._used -= size
+            self._completed.pop(name, None)
 
     def slices(self, name: str, start: int, end: int) -> Iterator[memoryview]:
         """Yield the bytes from `start` to before `end` in pieces of 256 KiB, mapped and not copied."""
@@ -159,51 +198,116 @@ class BlobFolder:
     def sweep(self, named: Collection[str], *, older_than_s: float) -> int:
         """Remove files that no row names and partial uploads nobody went on with; return how many.
 
-        Call it where nothing completes an upload at the same time, or with an age that makes that impossible.
+        What this process did is aged by a clock that does not jump: a file may be waiting for its row. What was there
+        before is aged by its time stamp.
+
+        Args:
+            named: read from the store after this folder was opened.
         """
-        oldest, gone = time.time() - older_than_s, 0
+        gone = 0
         for entry in list(os.scandir(self.folder)):
-            if entry.is_file() and entry.name not in named and entry.stat().st_mtime < oldest:
+            if entry.is_file() and entry.name not in named and self._age(entry, self._completed) >= older_than_s:
                 self.unlink(entry.name)
                 gone += 1
         for entry in list(os.scandir(self._partial)):
-            digest = Digest(entry.name.partition(".")[0])
-            if entry.stat().st_mtime < oldest:
-                with self._lock:
-                    upload = self._uploads.get(digest)
-                    if upload is not None:
-                        self._used -= upload.verifier.blocks.size
-                        self._forget(digest, upload)
-                Path(entry.path).unlink(missing_ok=True)
-                gone += 1
+            gone += self._give_up(entry, older_than_s)
         return gone
 
     def close(self) -> None:
-        """Close what is open; partial uploads go on after the next start."""
-        for digest, upload in list(self._uploads.items()):
-            self._uploads.pop(digest)
-            os.close(upload.fd)
+        """Let go; partial uploads go on after the next start."""
+        with self._lock:
+            self._uploads.clear()
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _check_room(self, size: int) -> None:
-        if self._used + size > self._quota:
+    @contextlib.contextmanager
+    def _held(self, digest: Digest) -> Iterator[_Upload]:
+        """Have an upload to oneself."""
+        upload = self._uploads.get(digest)
+        if upload is not None:
+            with upload.lock:
+                # It may have been completed or given up while this waited.
+                if self._uploads.get(digest) is upload:
+                    yield upload
+                    return
+        raise BadRequest(f"the upload of {digest[:12]} is not under way here; begin it again")
+
+    @contextlib.contextmanager
+    def _opened(self, digest: Digest) -> Iterator[int]:
+        """Open the file of an upload that is held; what the disk says of it is said in our words."""
+        try:
+            fd = os.open(self._partial / digest, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+        except FileNotFoundError as error:
+            self._forget(digest)
+            raise BadRequest(f"the upload of {digest[:12]} was removed from the disk; begin it again") from error
+        except OSError as error:
+            raise _trouble(error) from error
+
+    def _forget(self, digest: Digest) -> None:
+        """Let go of an upload that is held."""
+        with self._lock:
+            upload = self._uploads.pop(digest, None)
+            if upload is not None:
+                self._used -= upload.verifier.blocks.size
+
+    def _give_up(self, entry: "os.DirEntry[str]", older_than_s: float) -> bool:
+        """Remove a partial upload if it is old and nobody is at it."""
+        with self._lock:
+            upload = self._uploads.get(Digest(entry.name))
+            if upload is None:
+                if self._age(entry, {}) < older_than_s:
+                    return False
+                self._used -= self._idle.pop(entry.name, 0)
+            elif time.monotonic() - upload.touched < older_than_s or not upload.lock.acquire(blocking=False):
+                return False
+            else:
+                self._used -= upload.verifier.blocks.size
+                del self._uploads[Digest(entry.name)]
+                upload.lock.release()
+            Path(entry.path).unlink(missing_ok=True)
+        return True
+
+    def _age(self, entry: "os.DirEntry[str]", known: dict[str, float]) -> float:
+        since = known.get(entry.name)
+        if since is not None:
+            return time.monotonic() - since
+        try:
+            return time.time() - entry.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0  # somebody was quicker
+
+    def _reserve(self, blocks: BlockList) -> _Upload:
+        """Make an upload that is held already; the folder's lock is held too."""
+        here = self._idle.get(blocks.digest, 0)
+        self._check_room(blocks.size, here=here)
+        self._used += blocks.size - here
+        self._idle.pop(blocks.digest, None)
+        upload = self._uploads[blocks.digest] = _Upload(BlockVerifier(blocks), threading.Lock(), time.monotonic())
+        upload.lock.acquire()  # nobody else knows it yet, so this does not wait
+        return upload
+
+    def _check_room(self, size: int, *, here: int) -> None:
+        if self._used + size - here > self._quota:
             raise QuotaFull(
                 f"no room for a blob of {size} bytes: {self._used} of the {self._quota} bytes of the blob quota are in "
                 "use; raise [blobs] quota_mb or end runs that are not needed"
             )
         disk = os.statvfs(self.folder)
         free = disk.f_bavail * disk.f_frsize
-        if free - size < FREE_FLOOR_BYTES:
+        if free - (size - here) < self._floor:
             raise QuotaFull(
-                f"no room for a blob of {size} bytes: the disk has {free} bytes left; free some space on it"
+                f"no room for a blob of {size} bytes: the disk has {free} bytes left, of which {self._floor} stay "
+                "free; free some space on it"
             )
 
-    def _resume(self, blocks: BlockList) -> _Upload:
-        """Open the bytes that are there and check them: whole blocks first, then what there is of the next."""
-        path = self._partial / blocks.digest
+    def _checked(self, blocks: BlockList) -> BlockVerifier:
+        """Read and check the bytes that are there; cut off what is wrong."""
+        fd = os.open(self._partial / blocks.digest, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             here = min(os.fstat(fd).st_size, blocks.size)
             verifier = BlockVerifier(blocks)
             buffer = bytearray(SLICE_BYTES)
@@ -216,23 +320,16 @@ class BlobFolder:
                     verifier = BlockVerifier(blocks, error.index * BLOCK_BYTES)
                     break
             os.ftruncate(fd, verifier.position)
-        except OSError as error:
-            raise _trouble(error) from error
-        return _Upload(verifier, fd, threading.Lock(), time.monotonic())
-
-    def _forget(self, digest: Digest, upload: _Upload) -> None:
-        self._uploads.pop(digest, None)
-        os.close(upload.fd)
+            return verifier
+        finally:
+            os.close(fd)
 
 
 def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
-    try:
-        while len(view):
-            count = os.pwrite(fd, view, offset)
-            view, offset = view[count:], offset + count
-    except OSError as error:
-        raise _trouble(error) from error
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
 
 
 def _sync_folder(folder: Path) -> None:
