@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import fleet
+from benchmarks import fleet, thousand
 from benchmarks.processes import MIB
 
 
@@ -90,6 +90,15 @@ def _idle(flower: bool) -> list[Row]:
     ]
 
 
+def _thousand(flower: bool) -> list[Row]:
+    took, accepted = thousand.seconds()
+    median = statistics.median(took)
+    return [
+        Row("exchange of 4 KB with 1,000 agents", _spread(took), "3 s", median <= 3),
+        Row("  replies accepted", str(accepted), "1000", accepted == 1000),
+    ]
+
+
 def _limit(what: str, found: int, most_mb: int) -> Row:
     return Row(what, f"{found / 1e6:.0f} MB", f"{most_mb} MB", found <= most_mb * 1e6)
 
@@ -110,6 +119,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "exchange-20": lambda flower: _exchange(20, 4, 0.5, flower=flower),
     "exchange-20-large": lambda flower: _exchange(20, 40, 6.0, flower=False),
     "quickstart": _quickstart,
+    "thousand": _thousand,
     "idle": _idle,
 }
 
