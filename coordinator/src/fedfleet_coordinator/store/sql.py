@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fedfleet_coordinator.errors import Misconfigured, StoreUnavailable
-from fedfleet_coordinator.rows import KINDS, Row
+from fedfleet_coordinator.rows import KINDS, Blob, Row
 from fedfleet_coordinator.store.tables import SHAPES, Shape
 
 R = TypeVar("R", bound=Row)
@@ -174,7 +174,8 @@ class SqlTx:
         found: list[R] = []
         for record in self._connection.execute(query if limit is None else query.limit(limit)):
             row = shape.row(record)
-            self._seen[kind][row.key] = row
+            if kind is not Blob:  # blobs carry up to 64 KiB each: a search through all must not keep them all
+                self._seen[kind][row.key] = row
             found.append(typing.cast(R, row))
         return found
 
