@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedfleet_agent.identity import Credentials
+from fedfleet_coordinator import link
 from fedfleet_coordinator.broker import SERVICE, reload, take_over
 from fedfleet_coordinator.errors import StoreUnavailable
 from fedfleet_coordinator.link import Handler, Link
@@ -499,3 +500,76 @@ def test_agent_that_is_cut_off_is_gone_after_the_will_delay(site: Site, desk: De
         assert time.monotonic() - begins > 4.0
 
     asyncio.run(cut_off(site, desk, story))
+
+
+async def flood(site: Site, desk: Desk) -> None:
+    device, gate, taken = site.device(1), asyncio.Event(), 0
+
+    async def handler(agent: AgentId, message: FromAgent) -> None:
+        nonlocal taken
+        await gate.wait()
+        taken += 1
+
+    async with Hub(site, device, handler=handler) as hub:
+        ear = Ear(desk, device)
+        assert await until(desk, lambda: ear.link.up)
+        for i in range(400):
+            ear.link.publish(Progress(n=i))
+        await until(desk, lambda: False, 0.5)
+        assert hub.link._unhandled == link.MAX_UNHANDLED
+        gate.set()
+        assert await until(desk, lambda: taken == 401)
+
+
+def test_coordinator_takes_no_more_than_it_can_handle(site: Site, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "MAX_UNHANDLED", 20)
+    asyncio.run(flood(site, desk))
+
+
+async def offline(site: Site, desk: Desk) -> None:
+    device = site.device(1)
+    async with Hub(site, device) as hub:
+        ear = Ear(desk, device)
+        assert await until(desk, lambda: ear.link.up)
+        ear.link.close()
+        desk.links.clear()
+        hub.link.publish([(device.agent, over(1))])
+        await until(desk, lambda: False, 0.3)
+        site.broker.stop()
+        site.broker.start()
+        again = Ear(desk, device)
+        assert await until(desk, lambda: again.heard, 20.0)
+        assert again.heard == [over(1)]
+
+
+def test_hint_for_an_agent_that_is_away_outlives_the_broker(site: Site, desk: Desk) -> None:
+    asyncio.run(offline(site, desk))
+
+
+async def no_broker(site: Site) -> None:
+    site.broker.stop()
+    hub = Hub(site)
+    await hub.link.start()
+    await asyncio.sleep(0.3)
+    assert not hub.link.ready.is_set() and "cannot be reached" in hub.link.trouble
+    await hub.link.close()
+
+
+def test_coordinator_without_a_broker_says_so_and_ends_cleanly(site: Site) -> None:
+    asyncio.run(no_broker(site))
+
+
+async def wrong_acl(site: Site) -> None:
+    (site.files.folder / "services.acl").write_text("topic read nothing\n")
+    assert reload(site.files.folder)
+    hub = Hub(site)
+    await hub.link.start()
+    await asyncio.sleep(2.0)
+    assert not hub.link.ready.is_set() and "ACL" in hub.link.trouble
+    await hub.link.close()
+
+
+def test_broker_whose_acl_is_not_ours_is_found_out(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Granted subscriptions show nothing; the probe that does not come back does."""
+    monkeypatch.setattr(link, "PROBE_S", 0.5)
+    asyncio.run(wrong_acl(site))

@@ -96,6 +96,7 @@ class Link:
         self._queues: dict[AgentId, deque[tuple[mqtt.MQTTMessage, int]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
+        self._dialing: asyncio.Future[Any] | None = None
         self._client = self._new_client()
 
     async def start(self) -> None:
@@ -109,6 +110,8 @@ class Link:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._dialing is not None:  # a thread cannot be cancelled; what it opens must be closed
+            await asyncio.gather(self._dialing, return_exceptions=True)
         if self._client.socket() is not None:
             self._client.disconnect()
             with contextlib.suppress(OSError):
@@ -185,9 +188,11 @@ class Link:
         properties.SessionExpiryInterval = SESSION_S
         properties.ReceiveMaximum = _INFLIGHT
         self._connection += 1
-        await asyncio.to_thread(
+        connect = asyncio.to_thread(
             self._client.connect, self._host, self._port, _KEEPALIVE_S, clean_start=False, properties=properties
         )
+        self._dialing = asyncio.ensure_future(connect)
+        await asyncio.shield(self._dialing)
         self._watched = self._client.socket()
         if self._watched is None:
             raise ConnectionError("the broker closed the connection")
@@ -238,14 +243,11 @@ class Link:
     # --- coming in ---------------------------------------------------------------------------------------------------
 
     def _heard(self, client: mqtt.Client, userdata: Any, message: mqtt.MQTTMessage) -> None:
-        if message.topic == topics.PROBE:
-            client.ack(message.mid, message.qos)
-            if message.payload == self._probe:  # and not one that an earlier connection left in the session
-                self.trouble = ""
-                self.ready.set()
-                self._send_waiting()
-            return
         try:
+            if message.topic == topics.PROBE:
+                client.ack(message.mid, message.qos)
+                self._came_back(bytes(message.payload))
+                return
             agent = topics.speaker(message.topic)
         except (ProtocolError, UnicodeDecodeError) as error:
             self._let_go(message, error)
@@ -263,6 +265,12 @@ class Link:
         task = self._loop.create_task(self._take_all(agent))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _came_back(self, probe: bytes) -> None:
+        if probe == self._probe and not self.ready.is_set():  # and not one that an earlier connection left behind
+            self.trouble = ""
+            self.ready.set()
+            self._send_waiting()
 
     async def _take_all(self, agent: AgentId) -> None:
         queue = self._queues[agent]
@@ -314,11 +322,19 @@ class Link:
     # --- paho's socket on our loop -----------------------------------------------------------------------------------
 
     def _read(self) -> None:
+        try:
+            self._read_all()
+        except Exception:  # paho would handle the same packet for ever; after a reconnect it is given again
+            _log.exception("a packet from the broker could not be handled")
+            self._gone.set()
+            self._hang_up()
+
+    def _read_all(self) -> None:
         sock: Any = self._client.socket()
         while sock is not None and self._client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS:
             sock = self._client.socket()
             # What TLS has decrypted already, no selector will tell of.
-            if sock is None or not sock.pending():
+            if sock is None or self._paused or not sock.pending():
                 break
 
     def _write(self) -> None:
