@@ -1,16 +1,16 @@
 """What can go wrong on a device, by whose it is to mend.
 
-    AgentError
-    ├── ConfigError       the device owner's: the configuration, with file, line, column and remedy
-    ├── NotEnrolled       the device owner's: this device has not joined a fleet, or not under this state folder
-    ├── AlreadyEnrolled   the device owner's: it has joined already
-    ├── AlreadyRunning    the device owner's: another agent works in this state folder
-    ├── JournalError      the device's: what must not be lost cannot be written down
-    │   └── DiskFull      there is no room left; nothing that was accepted is lost
-    ├── HubUnreachable    nobody's: no connection, or the hub asked to come back later
-    ├── HubRefused        the operator's: the hub answered, and said no
-    │   └── GrantRefused  nobody's: the capability expired or is not for this; asking again brings a new one
-    └── TransferCancelled nobody's: the transfer is not wanted any more
+AgentError
+├── ConfigError       the device owner's: the configuration, with file, line, column and remedy
+├── NotEnrolled       the device owner's: this device has not joined a fleet, or not under this state folder
+├── AlreadyEnrolled   the device owner's: it has joined already
+├── AlreadyRunning    the device owner's: another agent works in this state folder
+├── JournalError      the device's: what must not be lost cannot be written down
+│   └── DiskFull      there is no room left; nothing that was accepted is lost
+├── HubUnreachable    nobody's: no connection, or the hub asked to come back later
+├── HubRefused        the operator's: the hub answered, and said no
+│   └── GrantRefused  nobody's: the capability expired or is not for this; asking again brings a new one
+└── TransferCancelled nobody's: the transfer is not wanted any more
 """
 
 
