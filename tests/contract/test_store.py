@@ -281,6 +281,22 @@ def test_a_transaction_inside_another_is_an_error_at_once(store: Store) -> None:
         assert tx.get(UpTime, "hub") == UpTime(uptime_s=1)
 
 
+def test_a_database_that_another_process_holds_is_said_after_a_while(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not isinstance(store, SqlStore):
+        pytest.skip("the twin in memory belongs to one process")
+    monkeypatch.setattr("fedfleet_coordinator.store.sql._WAIT_S", 0.2)
+    other = SqlStore(store.engine.url.render_as_string(hide_password=False))
+    with store.transaction() as tx:
+        tx.put(UpTime(uptime_s=1))
+        with pytest.raises(StoreUnavailable, match="see that only one coordinator uses it"), other.transaction():
+            pass
+    with other.transaction() as tx:
+        assert tx.get(UpTime, "hub") == UpTime(uptime_s=1)
+    other.close()
+
+
 def test_a_thousand_rows_in_and_out_take_a_moment(store: Store) -> None:
     begun = time.process_time()
     with store.transaction() as tx:
@@ -397,6 +413,35 @@ def test_a_full_disk_is_said_and_costs_nothing_that_was_there(lite: SqlStore) ->
         tx.put(*(Blob(digest=Digest(f"{i}"), size=1, inline=bytes(60_000)) for i in range(10)))
     with lite.transaction() as tx:
         assert tx.find(Task) == [task(1, "a")] and tx.find(Blob) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", place], check=False, capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here: run as root, with CAP_SYS_ADMIN")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.integration
+def test_a_disk_that_is_really_full_is_said_and_the_store_goes_on_when_there_is_room(small_disk: Path) -> None:
+    store = SqlStore(f"sqlite:///{small_disk / 'hub.sqlite'}")
+    store.migrate()
+    with store.transaction() as tx:
+        tx.put(task(1, "a"))
+    ballast = small_disk / "ballast"
+    with pytest.raises(OSError, match="No space"):
+        ballast.write_bytes(bytes(4 << 20))
+    with pytest.raises(StoreUnavailable, match="free some space"), store.transaction() as tx:
+        tx.put(*(Blob(digest=Digest(f"{i}"), size=1, inline=bytes(60_000)) for i in range(10)))
+    ballast.unlink()
+    with store.transaction() as tx:
+        assert tx.find(Task) == [task(1, "a")] and tx.find(Blob) == []
+        tx.put(task(1, "b"))
+    store.close()
 
 
 def test_a_damaged_file_is_said(tmp_path: Path) -> None:

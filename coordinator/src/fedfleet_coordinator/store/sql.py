@@ -23,7 +23,7 @@ from fedfleet_coordinator.store.tables import SHAPES, Shape
 
 R = TypeVar("R", bound=Row)
 _WRITER_LOCK = 0x66656466  # "fedf": any number that nobody else locks
-_WAIT_S = 10
+_WAIT_S = 10.0
 _MAX_VALUES = 500
 """Databases bound the parameters of a statement: a longer tuple to look for is split."""
 
@@ -44,7 +44,7 @@ class SqlStore:
             self._make_file(Path(str(self._url.database)))
         # PostgreSQL waits for locks as long as it takes unless told not to; so does connecting to a host that is gone.
         arguments: dict[str, Any] = (
-            {"timeout": float(_WAIT_S), "check_same_thread": False} if self.lite else {"connect_timeout": _WAIT_S}
+            {"timeout": _WAIT_S, "check_same_thread": False} if self.lite else {"connect_timeout": round(_WAIT_S)}
         )
         try:
             self.engine = sa.create_engine(self._url, connect_args=arguments, pool_pre_ping=not self.lite)
@@ -106,7 +106,7 @@ class SqlStore:
         if self.lite:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             return
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_WAIT_S}s'")
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(_WAIT_S * 1000)}")
         connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITER_LOCK)))
 
@@ -276,7 +276,7 @@ def _why(error: Exception) -> str:
     """Return what the driver says, and what to do."""
     text = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
     if "locked" in text or "lock timeout" in text:
-        return f"{text}; another process has held it for {_WAIT_S} s: see that only one coordinator uses it"
+        return f"{text}; another process has held it for {_WAIT_S:g} s: see that only one coordinator uses it"
     if "full" in text or "No space" in text:
         return f"{text}; free some space on its disk, the coordinator goes on by itself"
     if "malformed" in text or "not a database" in text:
@@ -286,5 +286,10 @@ def _why(error: Exception) -> str:
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # we say BEGIN IMMEDIATE ourselves
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 10000", "cache_size = -16000"):
+    for pragma in (
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        f"busy_timeout = {round(_WAIT_S * 1000)}",
+        "cache_size = -16000",
+    ):
         connection.execute(f"PRAGMA {pragma}")
