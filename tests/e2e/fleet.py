@@ -70,7 +70,7 @@ def submit(fleet: LocalFleet, app: Path, *options: str) -> Submitted:
     """Submit an app and return its run."""
     said = fedfleet(fleet, "run", str(app), "--detach", "--json", *options)
     assert said.returncode == 0, said.stdout + said.stderr
-    return Submitted(fleet, json.loads(said.stdout.strip().splitlines()[-1])["run"])
+    return Submitted(fleet, json.loads(said.stdout)["run"])
 
 
 def fedfleet(fleet: LocalFleet, *arguments: str, timeout_s: float = 180.0) -> subprocess.CompletedProcess[str]:
