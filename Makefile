@@ -1,6 +1,6 @@
 # Each target is one line of real work; CI calls the same.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench soak
+.PHONY: help setup demo test check bench soak docs
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -22,3 +22,6 @@ bench: setup  ## the numbers of the README, measured here
 
 soak: setup  ## a hundred thousand schedules of faults; hours
 	@FEDFLEET_SCHEDULES=100000 .venv/bin/python -m pytest -q --timeout 0 tests/simulation
+
+docs: setup  ## renew the parts of docs/ that are made from the code
+	@.venv/bin/python scripts/generate-docs
