@@ -40,13 +40,15 @@ class Site:
     def address(self) -> str:
         return f"127.0.0.1:{self.files.agents_port}"
 
-    def device(self, number: int, *, pki: Pki | None = None, cn: AgentId | None = None) -> Credentials:
-        """An enrolled agent; with another `pki`, one that another fleet's CA made."""
+    def device(
+        self, number: int, *, pki: Pki | None = None, cn: AgentId | None = None, age_s: float = 0.0
+    ) -> Credentials:
+        """An enrolled agent; with another `pki`, one that another fleet's CA made; enrolled `age_s` ago."""
         name = cn or agent_id(number.to_bytes(16, "big"))
         folder = self.folder / f"device-{number}-{random.randbytes(4).hex()}"
         folder.mkdir(mode=0o700)
         key = Ed25519PrivateKey.generate()
-        certificate = (pki or self.pki).issue_agent(key.public_key(), name, now_wall=time.time())
+        certificate = (pki or self.pki).issue_agent(key.public_key(), name, now_wall=time.time() - age_s)
         told = Identity(
             agent=name,
             certificate_pem=certificate_pem(certificate),

@@ -232,6 +232,13 @@ def test_certificate_of_another_fleet_is_refused(site: Site, desk: Desk, tmp_pat
     assert not ear.link.up and ear.link.trouble
 
 
+def test_agent_whose_certificate_has_expired_is_refused_and_knows_why(site: Site, desk: Desk) -> None:
+    ear = Ear(desk, site.device(1, age_s=8 * 86_400.0))
+    assert desk.until(lambda: "expired" in ear.link.trouble)
+    desk.until(lambda: ear.link.up, 1.0)
+    assert not ear.link.up and "join again" in ear.link.trouble
+
+
 def test_agent_whose_certificate_says_coordinator_may_do_nothing(site: Site, desk: Desk) -> None:
     """The CN trick, with a certificate that the right CA would have made by mistake."""
     trick = site.device(1, cn=AgentId("a-" + "0" * 26))

@@ -11,6 +11,7 @@ Idle, the link sends one ping in `KEEP_ALIVE_S` seconds: 720 a day, each with it
 import logging
 import random
 import selectors
+import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol, get_args
 
@@ -243,7 +244,9 @@ class Link:
     def _lost(self, why: str) -> None:
         self._answer_by = None
         was_up, self.up = self.up, False
-        if was_up or not self.trouble.startswith("the broker refuses"):
+        if time.time() >= self._credentials.expires_wall:
+            self.trouble = "this agent's certificate has expired, so the broker refuses it; join again with a new token"
+        elif was_up or not self.trouble.startswith("the broker refuses"):
             self.trouble = why
         if was_up:
             self._on_down()
