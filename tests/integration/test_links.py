@@ -292,7 +292,7 @@ async def revoked(site: Site, desk: Desk) -> None:
     device, other = site.device(1), site.device(2)
     async with Hub(site, device, other) as hub:
         ear, good = Ear(desk, device), Ear(desk, other)
-        assert await until(desk, lambda: ear.link.up and good.link.up)
+        assert await until(desk, lambda: len(hub.of(Presence)) == 2)
         serial = f"{_serial(device):x}"
         site.files.write_revoked(site.pki, [(device.agent, (serial,))], time.time())
         assert reload(site.files.folder)
