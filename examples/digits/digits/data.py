@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 
 FILE = "digits.npz"
 TEST = 360
@@ -61,6 +60,8 @@ def read(folder: Path) -> Split:
 
 
 def _shuffled() -> Split:
+    from sklearn.datasets import load_digits  # here: it takes seconds, and a device with a shard needs none of it
+
     digits = load_digits()
     order = np.random.default_rng(SEED).permutation(len(digits.target))
     return (digits.data[order] / 16).astype(np.float32), digits.target[order].astype(np.int64)

@@ -19,7 +19,7 @@ _SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#9
 _STATES = {
     "accepted": "#009e73", "published": "#56b4e9", "waiting": "#dddddd", "declined": "#e69f00", "missed": "#d55e00",
 }  # fmt: skip
-_SHADES = {"evaluate": 0.55}
+_PALE = 0.55
 _QUIET = ("num-examples",)
 
 
@@ -121,7 +121,7 @@ def _draw_timeline(axes: "Axes", agents: list[str], spans: list[tuple[int, float
         # Shorter than a hair is drawn as a hair: a task that took no time still happened.
         axes.barh(
             line, max(length, whole * 0.003), left=begin, height=0.7, color=_STATES.get(state, "#999999"),
-            alpha=_SHADES.get(label, 1.0), edgecolor="white", linewidth=0.4,
+            alpha=_PALE if label.startswith("evaluate") else 1.0, edgecolor="white", linewidth=0.4,
         )  # fmt: skip
     axes.set_yticks(range(len(agents)), agents, fontsize=8, family="monospace")
     axes.set_ylim(len(agents) - 0.4, -0.6)
