@@ -88,7 +88,9 @@ class Api:
     def device(self, number: int, *, pki: Pki | None = None, life_s: float = 0.0) -> Device:
         """An agent; with another `pki`, one that another fleet's CA made."""
         name, key, now = agent_id(number.to_bytes(16, "big")), Ed25519PrivateKey.generate(), time.time()
-        issued = (pki or self.pki).issue_agent(key.public_key(), name, now_wall=now - (7 * 86400 - life_s if life_s else 0))
+        issued = (pki or self.pki).issue_agent(
+            key.public_key(), name, now_wall=now - (7 * 86400 - life_s if life_s else 0)
+        )
         row = Agent(
             agent=name, public_key=public_der(key.public_key()), serial=f"{issued.serial_number:x}",
             serials=(f"{issued.serial_number:x}",), not_after_wall=issued.not_valid_after_utc.timestamp(),
@@ -124,7 +126,9 @@ class Api:
 
     def run(self, number: int = 1, **fields: Any) -> Run:
         """A run in the store, running under epoch "e1"."""
-        row = Run(run=run_id(number.to_bytes(16, "big")), state="running", epoch="e1", created_wall=time.time(), **fields)
+        row = Run(
+            run=run_id(number.to_bytes(16, "big")), state="running", epoch="e1", created_wall=time.time(), **fields
+        )
         self.do(lambda tx, now, out: tx.put(row))
         return row
 
@@ -177,7 +181,7 @@ def running_api(
     chain, key = pki.issue_service("api", ["127.0.0.1", "localhost"], now_wall=time.time())
     (folder / "api.pem").write_bytes(chain)
     write_private(folder / "api.key", key)
-    started: "asyncio.Future[Api] | Any" = threading.Event()
+    started = threading.Event()
     made: list[Api] = []
     failed: list[BaseException] = []
     done = asyncio.Event()

@@ -6,7 +6,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -18,9 +18,9 @@ from fedfleet_agent.enrol import request_for
 from fedfleet_coordinator.pki import Pki
 from fedfleet_coordinator.rows import Agent, Blob, Ref, Run, Token
 from fedfleet_protocol.blocks import BLOCK_BYTES, BlockList, blocks_of
-from fedfleet_protocol.messages import Answer, Ask, Enrol, Identity, decode_as, encode
+from fedfleet_protocol.messages import Answer, Ask, BlobRef, Enrol, ExchangeView, Identity, Open, decode_as, encode
 from fedfleet_protocol.trust import HUB, open_envelope, seal, sign_bundle
-from tests.api_fixture import Api, Client, running_api
+from tests.api_fixture import Api, Client, Device, running_api
 
 pytestmark = pytest.mark.integration
 CAPABILITY = "Fedfleet-Capability"
@@ -81,7 +81,8 @@ def test_agent_without_a_row_is_refused(api: Api) -> None:
 
 def test_agent_that_is_revoked_is_refused_on_the_connection_it_has(api: Api) -> None:
     device = api.device(4)
-    client, told = api.client(device), []
+    client = api.client(device)
+    told: list[str] = []
     first = client.ask("POST", "/v1/ask", data=b"not sealed")
     assert first.json["code"] == "bad_request"
     object.__setattr__(api.services, "on_revoke", told.append)
@@ -199,7 +200,13 @@ def test_capability_holds_for_its_agent_its_method_and_its_time_only(api: Api) -
     late = api.grant("GET", blocks, device.agent, expires_in_s=-1)
     mine, theirs = api.client(device), api.client(other)
     assert mine.ask("GET", grant.path, headers={CAPABILITY: grant.capability}).status == 200
-    for client, proof in ((theirs, grant.capability), (mine, late.capability), (mine, ""), (mine, "a.b.c"), (mine, "ü" * 9)):
+    for client, proof in (
+        (theirs, grant.capability),
+        (mine, late.capability),
+        (mine, ""),
+        (mine, "a.b.c"),
+        (mine, "ü" * 9),
+    ):
         answer = client.ask("GET", grant.path, headers={CAPABILITY: proof.encode().decode("latin-1")})
         assert (answer.status, answer.json["code"]) == (403, "capability")
     put = begin(mine, grant.path.replace("blobs", "uploads"), blocks, grant.capability)
@@ -247,9 +254,7 @@ def test_small_upload_lies_in_its_row(api: Api, size: int) -> None:
     grant, client = api.grant("PUT", blocks, device.agent), api.client(device)
     assert begin(client, grant.path, blocks, grant.capability) == (200, {"offset": 0, "complete": False})
     if size:
-        wrong = client.ask(
-            "PATCH", f"{grant.path}?offset=0", data=b"\0" * size, headers={CAPABILITY: grant.capability}
-        )
+        wrong = client.ask("PATCH", f"{grant.path}?offset=0", data=b"\0" * size, headers={CAPABILITY: grant.capability})
         assert (wrong.status, wrong.json["offset"]) == (422, 0)
     answer = client.ask("PATCH", f"{grant.path}?offset=0", data=data, headers={CAPABILITY: grant.capability})
     assert answer.unpacked == {"offset": size, "complete": True}
@@ -358,7 +363,8 @@ def _submission(api: Api, client: Client, **more: object) -> dict[str, object]:
 
 
 def test_run_is_submitted_watched_and_stopped(api: Api) -> None:
-    client, begun = api.user(), []
+    client = api.user()
+    begun: list[str] = []
     object.__setattr__(api.services, "on_submit", begun.append)
     run = client.ask("POST", "/v1/runs", _submission(api, client)).json["run"]
     assert begun == [run]
@@ -408,9 +414,7 @@ def test_log_is_waited_for(api: Api) -> None:
     run, user = api.run(41), api.user()
     runner = api.runner(run.run)
     lines = msgspec.msgpack.encode({"lines": ["one", "two"]})
-    timer = threading.Timer(
-        0.3, lambda: runner.ask("POST", f"/v1/runner/{run.run}/log", data=lines, headers=EPOCH)
-    )
+    timer = threading.Timer(0.3, lambda: runner.ask("POST", f"/v1/runner/{run.run}/log", data=lines, headers=EPOCH))
     timer.start()
     began = time.monotonic()
     got = user.ask("GET", f"/v1/runs/{run.run}/logs?after=0&wait=10").json["lines"]
@@ -425,13 +429,18 @@ def test_runner_reads_only_blobs_that_its_run_names(api: Api) -> None:
     api.do(lambda tx, now, out: tx.put(Ref(digest=mine.digest, holder=f"payload:{run.run}:1", run=run.run)))
     client = api.runner(run.run)
     path = f"/v1/runner/{run.run}/blobs/"
-    assert len(client.ask("GET", path + mine.digest, headers={**EPOCH, "Range": "bytes=1000000-"}).body) == (3 << 20) - 10**6
+    assert (
+        len(client.ask("GET", path + mine.digest, headers={**EPOCH, "Range": "bytes=1000000-"}).body)
+        == (3 << 20) - 10**6
+    )
     assert client.ask("GET", path + other.digest, headers=EPOCH).status == 404
 
 
 def test_runner_stores_blobs_and_ends_its_run_with_a_model(api: Api) -> None:
     run = api.run(43)
     client, base = api.runner(run.run), f"/v1/runner/{run.run}"
+    model: dict[str, object] = {}
+    data = b""
     for data in (os.urandom(500), os.urandom(BLOCK_BYTES + 3)):
         blocks = blocks_of([data])
         told = blocks.size.to_bytes(8, "little") + blocks.digests
@@ -462,8 +471,6 @@ def test_exchange_is_opened_and_waited_for(api: Api) -> None:
     run, device = api.run(44), api.device(44)
     client, base = api.runner(run.run), f"/v1/runner/{run.run}"
     payload = api.stored(os.urandom(10))
-    from fedfleet_protocol.messages import BlobRef, ExchangeView, Open
-
     opened = Open(n=1, cohort={device.agent: BlobRef(payload.digest, 10)}, deadline_s=60)
     view = decode_as(ExchangeView, client.ask("POST", f"{base}/exchanges", data=encode(opened), headers=EPOCH).body)
     assert (view.expected, view.replies) == (1, ())
@@ -518,9 +525,9 @@ def _head(method: str, path: str, proof: str, length: int) -> bytes:
     ).encode()
 
 
-def _cut_upload(api: Api, device: object, path: str, proof: str, data: bytes, *, sent: int) -> None:
+def _cut_upload(api: Api, device: Device, path: str, proof: str, data: bytes, *, sent: int) -> None:
     """Send some of a body, then vanish."""
-    context = api.tls(device.certificate, device.key_file)  # type: ignore[attr-defined]
+    context = api.tls(device.certificate, device.key_file)
     with _connection(api, context) as stream:
         stream.sendall(_head("PATCH", path, proof, len(data)) + data[:sent])
         _until(lambda: len(api.services.uploads._writers) == 1)
@@ -528,8 +535,8 @@ def _cut_upload(api: Api, device: object, path: str, proof: str, data: bytes, *,
     _until(lambda: not api.services.uploads._writers)
 
 
-def _until(true: object, timeout_s: float = 10.0) -> None:
+def _until(true: Callable[[], bool], timeout_s: float = 10.0) -> None:
     end = time.monotonic() + timeout_s
-    while not true():  # type: ignore[operator]
+    while not true():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)

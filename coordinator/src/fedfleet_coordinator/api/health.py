@@ -85,6 +85,13 @@ async def metrics(request: Request, hub: Hub) -> Response:
     return Response(telemetry.text(values), media_type=CONTENT_TYPE_LATEST)
 
 
+@router.get("/v1/openapi.json", include_in_schema=False)
+@allow(Role.USER, max_bytes=0)
+async def openapi(request: Request) -> Response:
+    """Return the OpenAPI document of the routes of people."""
+    return JSONResponse(request.app.openapi())
+
+
 @router.get("/v1/doctor", summary="Check that the fleet is well")
 @allow(Role.USER, max_bytes=0)
 async def doctor(hub: Hub) -> dict[str, list[dict[str, Any]]]:

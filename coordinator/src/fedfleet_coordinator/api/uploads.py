@@ -252,19 +252,22 @@ class Uploads:
         writing: asyncio.Future[int] | None = None
         try:
             async for piece in pieces:
-                buffer += piece
-                if len(buffer) < COALESCE_BYTES and time.monotonic() - flushed < FLUSH_S:
-                    continue
+                direct = not buffer and len(piece) >= COALESCE_BYTES
+                if not direct:
+                    buffer += piece
+                    if len(buffer) < COALESCE_BYTES and time.monotonic() - flushed < FLUSH_S:
+                        continue
                 if writing is not None:
-                    position, writing = await writing, None
-                writing = self._in_thread(self._folder.append, digest, position, buffer)
+                    position = await asyncio.shield(writing)
+                    writing = None
+                writing = self._in_thread(self._folder.append, digest, position, piece if direct else buffer)
                 buffer, flushed = bytearray(), time.monotonic()
                 place.note(position - offset)
         finally:
             if writing is not None:
-                position = await writing
+                position = await asyncio.shield(writing)
             if buffer:
-                position = await self._in_thread(self._folder.append, digest, position, buffer)
+                position = await asyncio.shield(self._in_thread(self._folder.append, digest, position, buffer))
         return position
 
     async def _take_over(self, digest: Digest) -> None:

@@ -1,0 +1,112 @@
+"""Every refusal says why, in words a person can act on."""
+
+import pytest
+
+from fedfleet_coordinator.api.explain import explain_agent, explain_run
+from fedfleet_coordinator.api.snapshots import run_snapshot, timeline
+from fedfleet_coordinator.clock import Now
+from fedfleet_coordinator.errors import NotFound
+from fedfleet_coordinator.rows import Agent, Exchange, Run, Task
+from fedfleet_coordinator.store.memory import MemoryStore
+from fedfleet_protocol.exchange import TaskState
+from fedfleet_protocol.ids import AgentId, RunId, agent_id, run_id
+
+NOW = Now(up=100.0, wall=1_000_000.0)
+RUN = run_id(bytes(16))
+IDS = [agent_id(bytes(15) + bytes([index])) for index in range(6)]
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    """A run in its third exchange: one reply is in, one agent declined, one works; three others are not in it."""
+    store = MemoryStore()
+    with store.transaction() as tx:
+        tx.put(Run(run=RUN, state="running", exchanges=3, selector={"site": "a"}, min_agents=2))
+        tx.put(Exchange(run=RUN, n=3, label="train", expected=3, settled=2, accepted=1, deadline_at=160.0))
+        for index, agent in enumerate(IDS):
+            labels = {"site": "b" if index == 3 else "a", "name": f"edge-{index}"}
+            tx.put(
+                Agent(agent=agent, labels=labels, online=index != 4, not_after_wall=2e6, seen_at=0.0,
+                      eligible=index != 5, code="paused" if index == 5 else "")
+            )  # fmt: skip
+        tx.put(task(0, TaskState.ACCEPTED, settled_wall=999_990.0))
+        tx.put(task(1, TaskState.DECLINED, code="battery", text="battery 11% < 20%", settled_wall=999_985.0))
+        tx.put(task(2, TaskState.PUBLISHED))
+    return store
+
+
+def task(index: int, state: TaskState, *, code: str = "", text: str = "", settled_wall: float | None = None) -> Task:
+    return Task(
+        run=RUN, n=3, agent=IDS[index], state=state, code=code, text=text, published_wall=999_980.0,
+        settled_wall=settled_wall,
+    )  # fmt: skip
+
+
+def test_run_says_for_each_agent_why_it_is_not_in_the_round(store: MemoryStore) -> None:
+    with store.transaction() as tx:
+        told = explain_run(tx, RUN, NOW)
+    assert told["text"] == (
+        f"run {RUN} is in exchange 3 (train): 1 of 3 replies are in, 1 will not come; it closes in 60 s at the latest"
+    )
+    assert told["lines"][0] == "agent edge-1 is not in exchange 3 (train): battery 11% < 20%"
+    assert told["lines"][1].startswith("agent edge-2 works on exchange 3 (train) since 1970-01-12")
+    assert told["lines"][2] == (
+        "agent edge-3 is not in this run: the run selects site=a, the agent has name=edge-3, site=b"
+    )
+    assert told["lines"][3] == "agent edge-4 is not connected: it has never been connected"
+    assert told["lines"][4] == "agent edge-5 may not train now: the owner has paused this agent"
+    assert len(told["lines"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("index", "text"),
+    [
+        (0, "agent edge-0 is ready and waits for tasks"),
+        (2, "agent edge-2 is at work"),
+        (4, "agent edge-4 is not connected: it has never been connected"),
+        (5, "agent edge-5 may not train now: the owner has paused this agent"),
+    ],
+)
+def test_agent_says_what_holds_it(store: MemoryStore, index: int, text: str) -> None:
+    with store.transaction() as tx:
+        assert explain_agent(tx, IDS[index], NOW)["text"] == text
+
+
+def test_agent_remembers_what_it_declined(store: MemoryStore) -> None:
+    with store.transaction() as tx:
+        lines = explain_agent(tx, IDS[1], NOW)["lines"]
+    assert lines[0].startswith("agent edge-1 is not in exchange 3 (train): battery 11% < 20% (1970-01-12")
+
+
+def test_run_that_waits_for_agents_says_how_many(store: MemoryStore) -> None:
+    with store.transaction() as tx:
+        tx.put(Run(run=RUN, state="running", selector={"site": "b"}, min_agents=2))
+        assert explain_run(tx, RUN, NOW)["text"] == f"run {RUN} waits for agents: 1 of the 2 it needs are there"
+
+
+def test_run_that_ended_says_why(store: MemoryStore) -> None:
+    with store.transaction() as tx:
+        tx.put(Run(run=RUN, state="failed", reason="no_results"))
+        told = explain_run(tx, RUN, NOW)
+    assert told["text"] == f"run {RUN} is failed: every reply of an exchange that needed results was a failure"
+
+
+def test_snapshot_counts_seconds_of_each_task(store: MemoryStore) -> None:
+    with store.transaction() as tx:
+        exchange = run_snapshot(tx, RUN, NOW)["exchange"]
+        tasks = timeline(tx, RUN)["tasks"]
+    assert [(one["state"], one["seconds"]) for one in exchange["agents"]] == [
+        ("accepted", 10.0), ("declined", 5.0), ("published", 20.0)
+    ]  # fmt: skip
+    assert exchange["remaining_s"] == 60.0
+    assert [(one["label"], one["settled"]) for one in tasks] == [
+        ("train", 999_990.0), ("train", 999_985.0), ("train", None)
+    ]  # fmt: skip
+
+
+def test_what_is_not_there_is_said_with_where_to_look(store: MemoryStore) -> None:
+    with store.transaction() as tx:
+        with pytest.raises(NotFound, match="fedfleet runs"):
+            explain_run(tx, RunId("r-none"), NOW)
+        with pytest.raises(NotFound, match="fedfleet agents"):
+            explain_agent(tx, AgentId("a-none"), NOW)
