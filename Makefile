@@ -20,8 +20,8 @@ check: setup  ## lint, format, types, imports
 bench: setup  ## the numbers of the README, measured here
 	@.venv/bin/python -m benchmarks
 
-soak: setup  ## a hundred thousand schedules of faults; hours
-	@FEDFLEET_SCHEDULES=100000 .venv/bin/python -m pytest -q --timeout 0 tests/simulation
+soak: setup  ## a hundred thousand schedules of faults, and the slow tests; hours
+	@FEDFLEET_SCHEDULES=100000 .venv/bin/python -m pytest -q --timeout 0 -m "simulation or slow"
 
 docs: setup  ## renew the parts of docs/ that are made from the code
 	@.venv/bin/python scripts/generate-docs
