@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from flwr.app import DEFAULT_TTL, Error, Message, Metadata, RecordDict, UserConfig
-from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -112,6 +111,8 @@ def build_bundle(app: Path) -> bytes:
     if not (app / "pyproject.toml").is_file():
         raise BadBundle(f"{app} is not a Flower app: it has no pyproject.toml")
     try:
+        from flwr.cli.build import build_fab_from_disk  # with fastapi and httpx: half a second, for one caller of many
+
         return build_fab_from_disk(app)
     except Exception as error:  # flwr raises ValueError, click's errors and, for a strange TOML, whatever it trips over
         raise BadBundle(f"{app} cannot be bundled: {error}") from error
