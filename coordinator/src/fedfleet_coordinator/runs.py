@@ -206,9 +206,10 @@ def metrics(
     num_rounds: int,
     out: Outbox,
 ) -> None:
-    """Keep the metrics of a round."""
+    """Keep the metrics of a round; without values, only how many rounds there will be."""
     run = writable(tx, run_id, epoch)
-    tx.put(Metrics(run=run_id, server_round=server_round, kind=kind, values=values))
+    if values:
+        tx.put(Metrics(run=run_id, server_round=server_round, kind=kind, values=values))
     if num_rounds and num_rounds != run.num_rounds:
         tx.put(msgspec.structs.replace(run, num_rounds=num_rounds))
     out.changed(run_id)
