@@ -59,8 +59,9 @@ def serve(state: State = DEFAULT_STATE) -> None:
 def broker(state: State = DEFAULT_STATE) -> None:
     """Run the MQTT broker in the foreground (this process becomes mosquitto)."""
     from fedfleet_coordinator import broker as files
+    from fedfleet_coordinator import hub
 
-    command = files.command(state.expanduser() / "broker")
+    command = files.command(hub.prepare_broker(state.expanduser()))
     os.execv(command[0], command)  # noqa: S606  a fixed program with a configuration of ours
 
 

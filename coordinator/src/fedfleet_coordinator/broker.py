@@ -61,15 +61,19 @@ class BrokerFiles:
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.folder / "data").mkdir(mode=0o700, exist_ok=True)
-        names = list(dict.fromkeys([*hosts, "localhost", "127.0.0.1"]))
-        chain, key = pki.issue_service(_BROKER, names, now_wall=now_wall)
-        write_private(self.folder / "server.pem", chain)
-        write_private(self.folder / "server.key", key)
+        self.write_certificate(pki, hosts, now_wall)
         write_private(self.folder / "agents-ca.pem", pki.ca_pem("agents").encode())
         write_private(self.folder / "services-ca.pem", pki.ca_pem("services").encode())
         write_private(self.folder / "services.acl", f"user {SERVICE}\n{topics.SERVICE_ACL}\n".encode())
         self.write_revoked(pki, revoked, now_wall)
         write_private(self.configuration_file, self._configuration().encode())
+
+    def write_certificate(self, pki: Pki, hosts: list[str], now_wall: float) -> None:
+        """Write the broker's own certificate and key anew."""
+        names = list(dict.fromkeys([*hosts, "localhost", "127.0.0.1"]))
+        chain, key = pki.issue_service(_BROKER, names, now_wall=now_wall)
+        write_private(self.folder / "server.pem", chain)
+        write_private(self.folder / "server.key", key)
 
     def write_revoked(self, pki: Pki, revoked: Revoked, now_wall: float) -> None:
         """Write the list of revoked certificates and the agents' ACL; the broker reads them on SIGHUP."""

@@ -42,6 +42,8 @@ from fedfleet_protocol.messages import Decline, FromAgent, Log, Presence, Progre
 _TICK_S = 0.25
 _UPTIME_S = 5.0
 _GARBAGE_S = 30.0
+_SWEEP_S = 3600.0
+_ABANDONED_S = 24 * 3600.0
 _log = logging.getLogger(__name__)
 
 
@@ -121,7 +123,7 @@ class Hub:
         stack.callback(blobs.close)
         self._engine, self._exchanges, self._blobs = engine, exchanges, blobs
         await engine.do(self._recover)
-        await asyncio.to_thread(self._sweep, await engine.do(lambda tx, now, out: {b.file for b in tx.find(Blob)}))
+        await self._sweep()
         launcher = Launcher(
             engine=engine, exchanges=exchanges, credentials=_Credentials(self._pki), folder=state / "runners",
             url=settings.api.url, blob_path=blobs.path,
@@ -172,8 +174,10 @@ class Hub:
         fleet.forget_presence(tx, now)
         self._exchanges.recover(tx, now)
 
-    def _sweep(self, named: set[str]) -> None:
-        gone = self._blobs.sweep(named, older_than_s=24 * 3600.0)
+    async def _sweep(self) -> None:
+        """Remove files that no row names, and uploads that nobody went on with for a day."""
+        named = await self._engine.do(lambda tx, now, out: {blob.file for blob in tx.find(Blob, inline=None)})
+        gone = await asyncio.to_thread(self._blobs.sweep, named, older_than_s=_ABANDONED_S)
         if gone:
             _log.info("removed %d files that no row names", gone)
 
@@ -189,9 +193,13 @@ class Hub:
             await asyncio.sleep(_UPTIME_S)
 
     async def _collect(self) -> None:
+        swept_at = time.monotonic()
         while True:
             await asyncio.sleep(_GARBAGE_S)
             await self._engine.do(self._collect_once)
+            if time.monotonic() - swept_at > _SWEEP_S:
+                swept_at = time.monotonic()
+                await self._sweep()
 
     def _collect_once(self, tx: Tx, now: Now, out: Outbox) -> None:
         for name in garbage.collect(tx, now, self._settings.blobs.grace_s):
@@ -272,6 +280,18 @@ class _Credentials:
         """Return certificate, key and whom to believe."""
         certificate, key = self._pki.issue_runner(run, now_wall=time.time())
         return {"runner.pem": certificate, "runner.key": key, "ca.pem": self._pki.ca_pem("services").encode()}
+
+
+def prepare_broker(state: Path) -> Path:
+    """Give the broker a certificate of its own for another year, before it starts; return the folder of its files.
+
+    Raises:
+        Misconfigured: `state` is no coordinator's state folder.
+    """
+    settings = load(state)
+    files = _broker_files(state, settings)
+    files.write_certificate(Pki.load(state / "pki"), list(settings.hosts), time.time())
+    return files.folder
 
 
 def _broker_files(state: Path, settings: Settings) -> BrokerFiles:
