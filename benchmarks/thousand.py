@@ -125,7 +125,6 @@ class Seat:
         credentials = identity.load(home)
         rng = random.Random(number)
         self.number = number
-        self.lineages: dict[RunId, Lineage] = {}
         self.core = core.Core(Ask(agent=credentials.agent), rng)
         self.link = Link(credentials, desk, on_message=self._heard, on_up=self._up, rng=rng)
         self._reply = b""
