@@ -112,10 +112,13 @@ def test_an_errand_that_fails_is_logged_and_ends(caplog: pytest.LogCaptureFixtur
 def test_a_line_of_the_log_is_one_json_object() -> None:
     record = logging.LogRecord("x", logging.INFO, "f", 1, "declined: %s", ("no\nway",), None)
     record.run, record.n = "r-1", 3
-    line = JsonLines().format(record)
+    lines = JsonLines()
+    lines.agent = "a-1"
+    line = lines.format(record)
     assert "\n" not in line
     told = json.loads(line)
-    assert (told["event"], told["run"], told["n"], told["level"]) == ("declined: no\nway", "r-1", 3, "info")
+    assert (told["event"], told["level"]) == ("declined: no\nway", "info")
+    assert (told["agent"], told["run"], told["exchange"]) == ("a-1", "r-1", 3)
 
 
 def test_systemd_is_told_and_its_absence_is_no_matter(tmp_path: Path) -> None:

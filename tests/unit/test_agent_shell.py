@@ -464,3 +464,21 @@ def test_no_line_leaves_if_the_owner_says_so(play: Play) -> None:
     scene.agent.look()
     assert scene.heard_of(Log) == []
     scene.close()
+
+
+def test_a_clock_that_somebody_sets_changes_nothing(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    leaps = random.Random(3)
+    monkeypatch.setattr("time.time", lambda: leaps.uniform(0, 4e9))
+    scene = play()
+    notice = scene.notice()
+    scene.train(notice)
+    assert scene.trainers.started[0].limit_s == 100
+    scene.time = 40
+    scene.hear(scene.notice(attempt=2, remaining_s=60.0))
+    scene.trainers.tell(supervisor.Failed(notice.order, "app", "signal 11"))
+    scene.until(lambda: len(scene.trainers.started) == 2)
+    assert scene.trainers.started[1].limit_s == 60
+    scene.done(notice, content())
+    scene.hear(Verdict(order=notice.order, digest=ref(content()).digest, code="accepted"))
+    assert [line.what for line in scene.journal.ledger()] == ["trusted", "ready", "accepted"]
+    scene.close()

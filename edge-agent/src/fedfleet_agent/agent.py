@@ -231,7 +231,10 @@ class Agent:
                 raise TypeError(f"no instruction: {instruction!r}")
 
     def _save(self, entry: core.Entry | None, lineage: core.Lineage | None) -> None:
-        self._journal.save(entry, lineage, [*self._ledger, *_lines(self._saved, entry, lineage)])
+        lines = _lines(self._saved, entry, lineage)
+        self._journal.save(entry, lineage, [*self._ledger, *lines])
+        for line in lines:
+            _log.info("%s: %s", line.what, line.text, extra={"run": line.run, "n": line.n})
         self._saved = entry
         self._ledger.clear()
         if entry is None:

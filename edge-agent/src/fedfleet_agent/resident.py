@@ -50,9 +50,10 @@ def live(home: Home, config_file: Path, settings: Config, *, trainer_socket: Pat
     Raises:
         AgentError: it cannot begin, or cannot go on; the text says why and what to do.
     """
-    logs.to_stderr(settings.agent.log_level)
+    lines = logs.to_stderr(settings.agent.log_level)
     with home.lock():
         resident = Resident(home, config_file, settings, trainer_socket=trainer_socket)
+        lines.agent = identity.load(home.folder).agent
         try:
             resident.run()
         finally:
@@ -140,7 +141,7 @@ class Resident:
         self._loop.each_time(self._keep_small)
         self._small_at = self._loop.clock() + SMALL_S
         self._notifier.say("READY=1")
-        _log.info("agent %s %s is running", self._credentials.agent, __version__)
+        _log.info("agent %s of version %s is running", self._credentials.agent, __version__)
         self._loop.run()
         self._notifier.say("STOPPING=1")
 
