@@ -5,6 +5,7 @@
     │   ├── BadRequest         400
     │   │   ├── Stalled        408, the client stopped in the middle of its request
     │   │   └── TooMuch        413, more bytes than are taken
+    │   ├── NoSuchMethod       405
     │   ├── NotAllowed         403
     │   │   ├── CapabilityRefused   forged, expired or made for somebody else: ask again
     │   │   ├── CertificateRefused  none, expired, revoked or replaced
@@ -19,6 +20,7 @@
     │   ├── Busy               503, and when to come back
     │   ├── StoreUnavailable   503
     │   └── QuotaFull          507
+    ├── Bug                    500, ours; the log has the traceback, the answer has not
     └── HubRefused             a bug: the hub refuses what a runner asks
 
 Each has a `code` for programs, a sentence for people and the HTTP status it travels under.
@@ -69,6 +71,13 @@ class TooMuch(BadRequest):
 
     code = "too_much"
     status = 413
+
+
+class NoSuchMethod(Refused):
+    """The address exists and is for something else."""
+
+    code = "method"
+    status = 405
 
 
 class NotAllowed(Refused):
@@ -200,6 +209,12 @@ class QuotaFull(Unavailable):
 
     code = "quota_full"
     status = 507
+
+
+class Bug(CoordinatorError):
+    """Something nobody foresaw; the coordinator's log says what."""
+
+    code = "bug"
 
 
 class HubRefused(CoordinatorError):

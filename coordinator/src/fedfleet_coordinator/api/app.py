@@ -14,25 +14,11 @@ from fedfleet_coordinator.api.bodies import BoundedBody, refusal
 from fedfleet_coordinator.api.health import Telemetry
 from fedfleet_coordinator.api.roles import BODY, GuardedRoute
 from fedfleet_coordinator.api.services import Services
-from fedfleet_coordinator.errors import BadRequest, CoordinatorError, NotAllowed, NotFound, TooMuch
+from fedfleet_coordinator.errors import BadRequest, Bug, CoordinatorError, NoSuchMethod, NotAllowed, NotFound, TooMuch
 from fedfleet_protocol import errors as protocol
 
 TITLE = "fedfleet coordinator"
 _log = logging.getLogger(__name__)
-
-
-class Bug(CoordinatorError):
-    """Something nobody foresaw; the traceback is in the coordinator's log and nowhere else."""
-
-    code = "bug"
-    status = 500
-
-
-class NoSuchMethod(BadRequest):
-    """The address exists and does something else."""
-
-    code = "method"
-    status = 405
 
 
 def build_app(services: Services) -> FastAPI:
@@ -76,50 +62,54 @@ class _Outermost:
             _log.exception("a request failed", extra={"method": scope.get("method"), "path": scope.get("path")})
             if not status:
                 bug = Bug("something went wrong at the coordinator; its log says what")
-                await refusal(bug, whole=_whole(scope))(scope, receive, noted)
+                await refusal(bug, whole=await _whole(scope))(scope, receive, noted)
         route = scope.get("route")
         self._telemetry.count(route.path if isinstance(route, GuardedRoute) else "none", status)
 
 
-def _whole(scope: Scope) -> bool:
+async def _whole(scope: Scope) -> bool:
+    """Whether the request was read to its end; a short rest is read now."""
     body = scope.get(BODY)
-    return not isinstance(body, BoundedBody) or body.whole
+    if not isinstance(body, BoundedBody):
+        return True
+    await body.drain()
+    return body.whole
 
 
-def _answer(request: Request, error: CoordinatorError) -> Response:
-    return refusal(error, whole=_whole(request.scope))
+async def _answer(request: Request, error: CoordinatorError) -> Response:
+    return refusal(error, whole=await _whole(request.scope))
 
 
-def _refused(request: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, CoordinatorError)
-    return _answer(request, error)
+    return await _answer(request, error)
 
 
-def _unusable(request: Request, error: Exception) -> Response:
+async def _unusable(request: Request, error: Exception) -> Response:
     """What came from the other side cannot be used."""
     kinds: dict[type[Exception], type[CoordinatorError]] = {
         protocol.TooLarge: TooMuch,
         protocol.Forged: NotAllowed,
         protocol.Untrusted: NotAllowed,
     }
-    return _answer(request, kinds.get(type(error), BadRequest)(str(error)))
+    return await _answer(request, kinds.get(type(error), BadRequest)(str(error)))
 
 
-def _invalid(request: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     """A field is missing, or not what it should be."""
     assert isinstance(error, RequestValidationError)
     problems = [f"{_place(one['loc'])}: {one['msg']}" for one in error.errors()[:5]]
-    return _answer(request, BadRequest("; ".join(problems) or "the request is not what this route takes"))
+    return await _answer(request, BadRequest("; ".join(problems) or "the request is not what this route takes"))
 
 
-def _http(request: Request, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.scope["path"][:200]
     if error.status_code == 405:
-        return _answer(request, NoSuchMethod(f"{request.method} is not what {path} is for"))
+        return await _answer(request, NoSuchMethod(f"{request.method} is not what {path} is for"))
     if error.status_code == 404:
-        return _answer(request, NotFound(f"there is nothing at {path}"))
-    return _answer(request, BadRequest(str(error.detail)))
+        return await _answer(request, NotFound(f"there is nothing at {path}"))
+    return await _answer(request, BadRequest(str(error.detail)))
 
 
 def _place(loc: tuple[Any, ...]) -> str:
