@@ -55,7 +55,9 @@ class Output:
         self._sending.start()
 
     def close(self, patience_s: float = 5.0) -> None:
-        """Give standard output and error back, and send what was caught, as long as that does not take too long."""
+        """Give standard output and error back, once, and send what was caught unless that takes too long."""
+        if self._closed:
+            return
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(ValueError, OSError):
                 stream.flush()
