@@ -15,6 +15,7 @@ import urllib3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedfleet_agent.enrol import request_for
+from fedfleet_coordinator.api import bodies, server
 from fedfleet_coordinator.pki import Pki
 from fedfleet_coordinator.rows import Agent, Blob, Ref, Run, Token
 from fedfleet_protocol.blocks import BLOCK_BYTES, BlockList, blocks_of
@@ -298,6 +299,36 @@ def test_head_that_does_not_end_is_refused(api: Api) -> None:
                 stream.sendall(b"X-%d: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n" % number)
             answer = stream.recv(4096)
         assert not answer or answer.startswith(b"HTTP/1.1 400")
+
+
+def test_bytes_of_an_upload_that_was_begun_before_a_restart_are_to_be_begun_again(api: Api) -> None:
+    data = os.urandom(2 * BLOCK_BYTES)
+    device, run, blocks = api.device(39), api.run(39), blocks_of([data])
+    grant = api.grant("PUT", blocks, device.agent)
+    for client, path, headers in (
+        (api.client(device), grant.path, {CAPABILITY: grant.capability}),
+        (api.runner(run.run), f"/v1/runner/{run.run}/uploads/{blocks.digest}", EPOCH),
+    ):
+        answer = client.ask("PATCH", f"{path}?offset=0", data=data, headers=headers)
+        assert (answer.status, answer.json["code"]) == (503, "busy") and "begin" in answer.json["text"]
+
+
+def test_client_that_says_nothing_is_let_go(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEAD_S", 0.3)
+    for said in (b"", b"GET /heal"):
+        with _connection(api, api.tls()) as stream:
+            stream.sendall(said)
+            began = time.monotonic()
+            with contextlib.suppress(OSError):
+                assert stream.recv(100) == b""
+            assert time.monotonic() - began < 5
+
+
+def test_client_that_stops_in_the_middle_of_a_body_is_let_go(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "STALL_S", 0.3)
+    with _connection(api, api.tls()) as stream:
+        stream.sendall(b"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
+        assert stream.recv(100).startswith(b"HTTP/1.1 408")
 
 
 def test_newer_connection_takes_an_upload_over(api: Api) -> None:

@@ -14,7 +14,7 @@ from fedfleet_coordinator.api.services import Hub, Services
 from fedfleet_coordinator.api.uploads import Stored
 from fedfleet_coordinator.capabilities import HEADER, Granted, Method
 from fedfleet_coordinator.clock import Now
-from fedfleet_coordinator.errors import BadRequest, NotFound, TooMuch
+from fedfleet_coordinator.errors import BadRequest, Busy, NotFound, TooMuch
 from fedfleet_coordinator.outbox import Outbox
 from fedfleet_coordinator.pki import Peer
 from fedfleet_coordinator.rows import Blob
@@ -141,11 +141,18 @@ async def append_upload(
         raise TooMuch(f"{claimed} bytes from byte {offset} on; the blob {digest[:12]} has {size}")
     if await _is_here(hub, digest):
         return packed({"offset": size, "complete": True})
+    if size > INLINE_BYTES and hub.blobs.announced(digest) is None:
+        raise not_begun(digest)
     reached = await hub.uploads.append(digest, size, offset, _pieces(request), owner=owner)
     if isinstance(reached, Stored):
         await keep(hub, reached)
         return packed({"offset": size, "complete": True})
     return await _said(hub, digest, reached, size)
+
+
+def not_begun(digest: Digest) -> Busy:
+    """Return the error for bytes of an upload whose list of blocks went with the coordinator's last life."""
+    return Busy(f"the coordinator has restarted; begin the upload of {digest[:12]} again", 0.05)
 
 
 async def store(hub: Services, data: bytes) -> BlockList:

@@ -12,11 +12,11 @@ from starlette.responses import Response
 
 from fedfleet_coordinator import runs
 from fedfleet_coordinator.api.bodies import MSGPACK, Slices, body_of, length_of, packed, unpacked
-from fedfleet_coordinator.api.data import LIST_BYTES, Asked, append_upload, begin_upload, blob
+from fedfleet_coordinator.api.data import LIST_BYTES, Asked, append_upload, begin_upload, blob, not_begun
 from fedfleet_coordinator.api.roles import Role, allow, guarded_router
 from fedfleet_coordinator.api.services import Hub
 from fedfleet_coordinator.clock import Now
-from fedfleet_coordinator.errors import BadRequest, NotFound
+from fedfleet_coordinator.errors import NotFound
 from fedfleet_coordinator.exchanges import writable
 from fedfleet_coordinator.launcher import readable
 from fedfleet_coordinator.outbox import Outbox
@@ -108,7 +108,7 @@ async def append(run: RunId, digest: str, offset: int, request: Request, hub: Hu
     size = hub.blobs.announced(wanted)
     if size is None:
         if claimed is None or claimed > INLINE_BYTES or offset:
-            raise BadRequest(f"the upload of {wanted[:12]} was not begun here; begin it again")
+            raise not_begun(wanted)
         size = claimed
     return await append_upload(hub, wanted, request, offset=offset, size=size, owner=f"run {run}")
 
