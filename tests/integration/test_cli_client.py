@@ -58,6 +58,8 @@ class StandIn:
                 self.send_header("Connection", "close")
                 self.end_headers()
                 for piece in pieces:
+                    if not piece:
+                        time.sleep(1.0)
                     self.wfile.write(piece)
                     self.wfile.flush()
                 self.close_connection = True
@@ -146,6 +148,15 @@ def test_a_run_is_watched_over_a_stream_that_breaks(site: Site) -> None:
     assert [(item["state"], item["server_round"]) for item in seen if not isinstance(item, Away)] == [
         ("running", 1), ("running", 1), ("running", 2), ("finished", 1),
     ]  # fmt: skip
+
+
+def test_a_stream_may_be_silent_for_longer_than_a_connection_may_take(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedfleet_coordinator.cli.client.CONNECT_S", 0.5)
+    site.hub.events = [[event(), b"", event(state="finished", ended=1010.0)]]
+    with Client(site.context) as client:
+        assert [isinstance(item, Away) for item in client.watch(RUN)] == [False, False]
 
 
 def test_a_watcher_waits_for_a_coordinator_that_is_away(site: Site) -> None:

@@ -46,9 +46,7 @@ class Client:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._pool = urllib3.PoolManager(
-            ssl_context=_tls(context), timeout=urllib3.Timeout(CONNECT_S, READ_S), retries=False, maxsize=4
-        )
+        self._pool = urllib3.PoolManager(ssl_context=_tls(context), timeout=_timeout(READ_S), retries=False, maxsize=4)
 
     def __enter__(self) -> Self:
         return self
@@ -66,8 +64,8 @@ class Client:
         Raises:
             Unreachable: nobody answers. Refusal: the coordinator says no.
         """
-        timeout = urllib3.Timeout(CONNECT_S, READ_S + wait_s)
-        return self._json("GET", path, fields={key: str(value) for key, value in query.items()}, timeout=timeout)
+        fields = {key: str(value) for key, value in query.items()}
+        return self._json("GET", path, fields=fields, timeout=_timeout(READ_S + wait_s))
 
     def ready(self) -> bool:
         """Return whether the coordinator says that it can work."""
@@ -154,9 +152,8 @@ class Client:
             pause = min(pause * 1.6, _LAST_WAIT_S)
 
     def _events(self, path: str) -> Iterator[Json]:
-        timeout = urllib3.Timeout(CONNECT_S, SILENCE_S)
         headers = {"Accept": "text/event-stream"}
-        with self._answer("GET", path, preload_content=False, timeout=timeout, headers=headers) as answer:
+        with self._answer("GET", path, preload_content=False, timeout=_timeout(SILENCE_S), headers=headers) as answer:
             pending = b""
             while piece := answer.read1(64 << 10):
                 pending += piece
@@ -199,6 +196,10 @@ class Client:
         finally:
             if answer is not None:
                 (answer.release_conn if whole else answer.close)()
+
+
+def _timeout(read_s: float) -> urllib3.Timeout:
+    return urllib3.Timeout(connect=CONNECT_S, read=read_s)
 
 
 def _tls(context: Context) -> ssl.SSLContext:
