@@ -144,6 +144,9 @@ def test_the_reserve_lets_a_task_be_settled_on_a_full_disk(file: Path, monkeypat
         attempt(changes)
 
     monkeypatch.setattr(journal, "_attempt", on_a_full_disk)
+    with pytest.raises(DiskFull):
+        journal.save(ENTRY)  # a task that begins must not take the room that one needs to end
+    monkeypatch.setattr(journal, "_replenish", lambda: None)
     journal.save(None, LINEAGE)
     journal.close()
     again = SqliteJournal(file, reserve)

@@ -30,6 +30,9 @@ CREATE TABLE IF NOT EXISTS lineage (run TEXT PRIMARY KEY, value BLOB NOT NULL) W
 CREATE TABLE IF NOT EXISTS ledger (seq INTEGER PRIMARY KEY, line BLOB NOT NULL, chain TEXT NOT NULL);
 """
 
+_Change = tuple[str, tuple[bytes | str, ...]]
+"""A statement and its values."""
+
 
 class LedgerLine(msgspec.Struct, frozen=True):
     """Something that concerns the device's owner.
@@ -146,11 +149,12 @@ class SqliteJournal:
             changes.append(
                 ("INSERT OR REPLACE INTO lineage VALUES (?, ?)", (lineage.run, msgspec.msgpack.encode(lineage)))
             )
-        self._commit(changes, ledger)
+        settles = entry is None or entry.reply is not None
+        self._commit(changes, ledger, last_room=settles)
 
     def forget(self, run: RunId, entry: Entry | None) -> None:
         """See `Journal`."""
-        self._commit([self._task(entry), ("DELETE FROM lineage WHERE run = ?", (run,))], ())
+        self._commit([self._task(entry), ("DELETE FROM lineage WHERE run = ?", (run,))], (), last_room=True)
 
     def ledger(self, newest: int = 100) -> list[LedgerLine]:
         """See `Journal`."""
@@ -186,12 +190,13 @@ class SqliteJournal:
         except sqlite3.Error as error:
             raise self._trouble(error) from error
 
-    def _task(self, entry: Entry | None) -> tuple[str, tuple[bytes | str, ...]]:
+    def _task(self, entry: Entry | None) -> _Change:
         if entry is None:
             return "DELETE FROM task", ()
         return "INSERT OR REPLACE INTO task VALUES (1, ?)", (msgspec.msgpack.encode(entry),)
 
-    def _commit(self, changes: list[tuple[str, tuple[bytes | str, ...]]], ledger: Sequence[LedgerLine]) -> None:
+    def _commit(self, changes: list[_Change], ledger: Sequence[LedgerLine], *, last_room: bool) -> None:
+        """Do it all or nothing; what brings a task to its end may use the last room there is, what begins one not."""
         chain = self._chain
         for line in ledger:
             encoded = msgspec.msgpack.encode(line)
@@ -200,12 +205,13 @@ class SqliteJournal:
         try:
             self._attempt(changes)
         except DiskFull:
-            if not self._give_up_reserve():
+            if not last_room or not self._give_up_reserve():
                 raise
             self._attempt(changes)
         self._chain = chain
+        self._replenish()
 
-    def _attempt(self, changes: list[tuple[str, tuple[bytes | str, ...]]]) -> None:
+    def _attempt(self, changes: list[_Change]) -> None:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             for statement, values in changes:
@@ -217,7 +223,7 @@ class SqliteJournal:
             raise self._trouble(error) from error
 
     def _replenish(self) -> None:
-        """Set space aside again, if there is any; a device that has none works on without."""
+        """Set space aside (again), if there is any; a device that has none works on without."""
         if self._reserve is None or self._reserve.exists():
             return
         try:

@@ -80,7 +80,7 @@ class Caller:
         except (BridgeError, ProtocolError) as error:
             return LoadFailed(code="bundle", text=_short(str(error)))
         except OSError as error:
-            return LoadFailed(code="disk", text=f"the bundle cannot be unpacked: {error.strerror}")
+            return LoadFailed(code="disk", text=f"the bundle cannot be unpacked: {error.strerror}; free some space")
         return Loaded(warnings=warnings)
 
     # --- working -----------------------------------------------------------------------------------------------------
