@@ -140,7 +140,7 @@ def _plain(prefix: bytes, nbytes: int) -> tuple[tuple[int, ...], bool, np.dtype[
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, dtype = read(stream)
-    except (ValueError, KeyError):
+    except Exception:  # a device wrote it: numpy raises ValueError, SyntaxError, TokenError and whatever it trips over
         return None
     count = 1
     for length in shape:

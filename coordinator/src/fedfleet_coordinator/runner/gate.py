@@ -316,7 +316,7 @@ def _spec(name: str, array: Array) -> Spec:
     try:
         stream = io.BytesIO(prefix)
         shape, _, dtype = _READERS[np.lib.format.read_magic(stream)](stream)
-    except (ValueError, KeyError) as error:
+    except Exception as error:  # numpy raises ValueError, SyntaxError, TokenError and whatever it trips over
         raise _Refused("unreadable", f"array {name[:80]!r} has no header that numpy could read: {error}") from error
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(raw):
         raise _Refused(
