@@ -266,10 +266,17 @@ class Exchanges:
         if enrolled is None or enrolled.state != "active":
             self._settle(tx, task, TaskState.DECLINED, now, out, code="revoked", text=DECLINE["revoked"])
             return
-        self._take_turn(tx, exchange.run, agent, now, out)
+        self._take_turn(tx, exchange.run, agent, now, out, only=None if turn.waiting else task)
 
-    def _take_turn(self, tx: Tx, run: RunId, agent: AgentId, now: Now, out: Outbox) -> None:
-        """Publish the agent's next task in the run if its earlier ones are settled or their exchanges closed."""
+    def _take_turn(
+        self, tx: Tx, run: RunId, agent: AgentId, now: Now, out: Outbox, *, only: Task | None = None
+    ) -> None:
+        """Publish the agent's next task in the run if its earlier ones are settled or their exchanges closed.
+
+        Args:
+            only: the one task that waits, if that is known: the search for it would write what is put so far to the
+                store, for each agent of a large cohort.
+        """
         turn = tx.get(Turn, run, agent)
         if turn is None or not turn.waiting:
             return
@@ -278,7 +285,12 @@ class Exchanges:
             exchange = tx.get(Exchange, run, turn.n)
             if exchange is not None and exchange.state is ExchangeState.OPEN:
                 return
-        for task in tx.find(Task, run=run, agent=agent, state=TaskState.WAITING, limit=1, order=("n",)):
+        first = (
+            tx.find(Task, run=run, agent=agent, state=TaskState.WAITING, limit=1, order=("n",))
+            if only is None
+            else [only]
+        )
+        for task in first:
             rule = decide(task.state, Event.TURN, Facts(answerable=True))
             order = order_of(run=run, n=task.n, agent=agent, payload=task.payload, base=turn.base)
             published = msgspec.structs.replace(

@@ -3,6 +3,9 @@
 A runner gets a folder of its own with a certificate for its run, and one end of a socket pair over which it may ask for
 read-only descriptors of blobs. It gets neither the database, nor the blob folder, nor a CA. When it dies without
 having ended its run another one is started after a back-off.
+
+Python and Flower take half a second to start. So once a run has ended here one process is started ahead: it waits at
+its end of the socket pair, knows nothing, and is told its folder when there is a run. It ends when that end closes.
 """
 
 import array
@@ -17,6 +20,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +48,14 @@ class Credentials(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A runner process, and our end of its socket pair."""
+
+    process: asyncio.subprocess.Process
+    end: socket.socket
+
+
 class Launcher:
     """Keeps one runner process for each live run.
 
@@ -67,6 +79,7 @@ class Launcher:
         self._folder, self._url, self._blob_path = folder, url, blob_path
         self._followed: dict[RunId, asyncio.Task[None]] = {}
         self._processes: dict[RunId, asyncio.subprocess.Process] = {}
+        self._spare: _Started | None = None
 
     async def follow(self) -> None:
         """Start a runner for every live run that has none, now and whenever there is a new one; stop the others."""
@@ -94,6 +107,11 @@ class Launcher:
         for task in self._followed.values():
             task.cancel()
         await asyncio.gather(*self._followed.values(), return_exceptions=True)
+        if self._spare is not None:
+            self._spare.end.close()
+            _signal(self._spare.process.pid)
+            await self._spare.process.wait()
+            self._spare = None
 
     async def _keep(self, run_id: RunId) -> None:
         """Run one runner after the other until the run has ended."""
@@ -125,14 +143,12 @@ class Launcher:
         for name, data in files.items():
             with os.fdopen(os.open(home / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(data)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        environment = {name: os.environ[name] for name in _SAFE_ENVIRONMENT if name in os.environ}
-        environment["FEDFLEET_BLOB_FD"] = str(theirs.fileno())
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "fedfleet_coordinator.runner", "--home", str(home),
-            env=environment, pass_fds=(theirs.fileno(),), start_new_session=True, stdin=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-        theirs.close()
+        started, self._spare = self._spare, None
+        if started is None or started.process.returncode is not None:
+            started = await _start()
+        process, ours = started.process, started.end
+        with contextlib.suppress(OSError):  # it died: its exit code says so
+            ours.sendall(f"{home}\n".encode())
         _log.info("runner started", extra={"run": run.run, "attempt": run.attempts, "pid": process.pid})
         self._processes[run.run] = process
         blobs = asyncio.create_task(self._hand_out(run.run, ours))
@@ -145,6 +161,8 @@ class Launcher:
             blobs.cancel()
             ours.close()
             shutil.rmtree(home, ignore_errors=True)
+        if self._spare is None:
+            self._spare = await _start()
         _log.info("runner ended", extra={"run": run.run, "attempt": run.attempts, "exit_code": code})
         return code
 
@@ -185,6 +203,20 @@ class Launcher:
         process = self._processes.get(run)
         if process is not None and process.returncode is None:
             _signal(process.pid)
+
+
+async def _start() -> _Started:
+    """Start a runner that waits to be told its folder."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    environment = {name: os.environ[name] for name in _SAFE_ENVIRONMENT if name in os.environ}
+    # With the seed set it need not start itself a second time to have it.
+    environment |= {"FEDFLEET_BLOB_FD": str(theirs.fileno()), "PYTHONHASHSEED": "0"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "fedfleet_coordinator.runner",
+        env=environment, pass_fds=(theirs.fileno(),), start_new_session=True, stdin=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    theirs.close()
+    return _Started(process, ours)
 
 
 def readable(tx: Tx, run: RunId, digest: Digest) -> Blob | None:

@@ -35,6 +35,22 @@ class BlobChannel:
         end.set_inheritable(False)
         return cls(end)
 
+    def told(self) -> str:
+        """Return the first line that the coordinator says, the runner's folder; empty if it says nothing any more."""
+        with self._lock:
+            if self._end is None:
+                return ""
+            self._end.settimeout(None)
+            line = b""
+            while not line.endswith(b"\n"):
+                # Byte by byte: what follows is not ours to read.
+                piece = self._end.recv(1)
+                if not piece:
+                    return ""
+                line += piece
+            self._end.settimeout(_PATIENCE_S)
+        return line[:-1].decode()
+
     def ask(self, blob: BlobRef) -> int | None:
         """Return a descriptor of the blob's file, or None if it must be fetched in another way."""
         with self._lock:

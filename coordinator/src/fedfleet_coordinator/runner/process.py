@@ -44,11 +44,20 @@ _log = logging.getLogger("fedfleet")
 def main() -> int:
     """Execute one run and return the process's exit code."""
     parser = argparse.ArgumentParser(prog="python -m fedfleet_coordinator.runner")
-    parser.add_argument("--home", type=Path, required=True, help="the folder that this runner was given")
-    home: Path = parser.parse_args().home.resolve()
+    parser.add_argument(
+        "--home", type=Path, help="the folder that this runner was given; default: the coordinator says it"
+    )
+    named: Path | None = parser.parse_args().home
+    channel = BlobChannel.inherited()
     _settle()
+    if named is None:
+        told = channel.told() if channel is not None else ""
+        if not told:
+            return 0  # it was not needed
+        named = Path(told)
+    home = named.resolve()
     scratch = Scratch(_emptied(home / "scratch"))
-    hub = HttpHub(Wire(_address(home)), scratch, channel=BlobChannel.inherited())
+    hub = HttpHub(Wire(_address(home)), scratch, channel=channel)
     output = Output(hub.tell_lines)
     try:
         code = _run(hub, home, scratch, output)
