@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import fleet, thousand
+from benchmarks import fleet, memory, thousand
 from benchmarks.processes import MIB
 
 
@@ -99,6 +99,10 @@ def _thousand(flower: bool) -> list[Row]:
     ]
 
 
+def _runner_memory(flower: bool) -> list[Row]:
+    return [_limit(f"runner's peak, FedAvg of {n} updates of 40 MB", memory.runner_bytes(n)[0], 250) for n in (20, 200)]
+
+
 def _limit(what: str, found: int, most_mb: int) -> Row:
     return Row(what, f"{found / 1e6:.0f} MB", f"{most_mb} MB", found <= most_mb * 1e6)
 
@@ -119,6 +123,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "exchange-20": lambda flower: _exchange(20, 4, 0.5, flower=flower),
     "exchange-20-large": lambda flower: _exchange(20, 40, 6.0, flower=False),
     "quickstart": _quickstart,
+    "runner-memory": _runner_memory,
     "thousand": _thousand,
     "idle": _idle,
 }

@@ -80,7 +80,7 @@ def _enrol(hub: Path, folder: Path, count: int) -> None:
     now = time.time()
     with store.transaction() as tx:
         for number in range(count):
-            agent, key = agent_id(number.to_bytes(16, "big")), Ed25519PrivateKey.generate()
+            agent, key = agent_id(random.Random(number).randbytes(16)), Ed25519PrivateKey.generate()
             certificate = pki.issue_agent(key.public_key(), agent, now_wall=now)
             told = Identity(
                 agent=agent, certificate_pem=certificate_pem(certificate), services_ca_pem=pki.ca_pem("services"),
