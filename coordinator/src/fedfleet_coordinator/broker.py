@@ -66,6 +66,10 @@ class BrokerFiles:
         write_private(self.folder / "services-ca.pem", pki.ca_pem("services").encode())
         write_private(self.folder / "services.acl", f"user {SERVICE}\n{topics.SERVICE_ACL}\n".encode())
         self.write_revoked(pki, revoked, now_wall)
+        self.write_configuration()
+
+    def write_configuration(self) -> None:
+        """Write what mosquitto is started with: ports and addresses as they are set now."""
         write_private(self.configuration_file, self._configuration().encode())
 
     def write_certificate(self, pki: Pki, hosts: list[str], now_wall: float) -> None:

@@ -283,7 +283,7 @@ class _Credentials:
 
 
 def prepare_broker(state: Path) -> Path:
-    """Give the broker a certificate of its own for another year, before it starts; return the folder of its files.
+    """Give the broker its ports as they are set now, and a certificate for another year; return its files' folder.
 
     Raises:
         Misconfigured: `state` is no coordinator's state folder.
@@ -291,6 +291,7 @@ def prepare_broker(state: Path) -> Path:
     settings = load(state)
     files = _broker_files(state, settings)
     files.write_certificate(Pki.load(state / "pki"), list(settings.hosts), time.time())
+    files.write_configuration()
     return files.folder
 
 

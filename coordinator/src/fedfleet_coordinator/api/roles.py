@@ -102,7 +102,9 @@ async def admit(scope: Scope, access: Access, services: Services) -> Peer | None
         return None
     der = scope.get(CERTIFICATE)
     if der is None:
-        raise CertificateRefused("this address needs a client certificate: fedfleet-agent join, or fedfleet login")
+        raise CertificateRefused(
+            "this address needs a client certificate: a device gets one with fedfleet-agent join, a user from the operator"
+        )
     wall = services.engine.clock.now().wall
     peer = _holder(services.pki, der, int(wall / 60))
     if peer.not_after_wall <= wall:
