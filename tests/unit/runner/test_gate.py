@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
 
 from fedfleet_coordinator.errors import Misconfigured
 from fedfleet_coordinator.runner import gate
@@ -53,7 +54,7 @@ def test_a_reply_that_looks_like_what_was_sent_passes() -> None:
 def test_a_value_that_is_not_finite_is_found_wherever_it_is(value: float, dtype: type) -> None:
     sent = RecordDict({"arrays": arrays(w=np.zeros(3_000_001, dtype))})
     for place in (0, 1_500_000, 3_000_000):
-        values = np.zeros(3_000_001, dtype)
+        values: NDArray[Any] = np.zeros(3_000_001, dtype)
         values[place] = value
         assert code(reply(arrays(w=values)), against(sent)) == "not_finite"
 
@@ -186,6 +187,8 @@ def test_trees_bytes_and_queries_are_left_alone() -> None:
     tree = RecordDict({"arrays": ArrayRecord([np.zeros(0, np.uint8)])})
     grown = reply(ArrayRecord([np.zeros(77, np.uint8)]))
     assert code(grown, against(tree)) == ""
+    assert code(RecordDict(), against(tree)) == "wrong_records"
+    assert code(RecordDict(), against(tree, key=None)) == ""
     masked = RecordDict({"secagg": ConfigRecord({"shares": [b"a", b"b"]})})
     assert code(masked, against(RecordDict({"secagg": ConfigRecord({"stage": "share"})}))) == ""
     assert code(RecordDict(), against(kind="query")) == ""

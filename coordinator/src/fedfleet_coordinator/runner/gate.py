@@ -3,19 +3,19 @@
 A reply is measured on its own (`measure`), then the replies of a closed exchange together (`judge`), so what the gate
 refuses depends on the closed set alone and never on the order of arrival. There are three kinds of rules:
 
-- for every train reply: what its arrays claim to be is what their bytes say; floats are finite; a weight that is
-  there is a finite, positive number, at most `weight_cap` times the cohort's median (the lower one, so that of two
-  weights the larger cannot vouch for itself);
-- where a stock strategy averages floats: exactly one array record and one metric record, the names and shapes that
-  were sent, dtypes that cast to the ones sent (numpy's "same_kind": apps in numpy return float64, an integer counter
-  may have become a float), a weight, and records named and keyed like those of the other replies, because stock
-  Flower ends the run over a single one that differs;
+- for every train reply: its arrays are as many bytes as their headers say; floats are finite; a weight that is there
+  is a finite, positive number, at most `weight_cap` times the cohort's median (the lower one, so that of two weights
+  the larger cannot vouch for itself);
+- where a stock strategy aggregates: exactly one array record and one metric record, a weight, and records named and
+  keyed like those of the other replies, because stock Flower ends the run over a single one that differs; and if the
+  message held floats, the names and shapes that were sent, in dtypes that cast to the ones sent (numpy's "same_kind":
+  apps in numpy return float64, an integer counter may have become a float);
 - for evaluate replies to such strategies: the rules for the metric record.
 
-"Where a stock strategy averages floats" is: a strategy with `weighted_by_key` (FedAvg and its descendants) sent the
-message, and it holds one array record with floats in it. Trees grow, secure aggregation sends bytes, and a
-hand-written loop knows itself what it wants. The run's gate setting `strict` widens that or ends it. Each refusal has a
-code of `reasons.GATE` and says which setting lets such replies pass.
+"Where a stock strategy aggregates" is: a strategy with `weighted_by_key` (FedAvg and its descendants) sent a message
+with one array record. Trees grow, secure aggregation sends bytes, and a hand-written loop knows itself what it wants.
+The run's gate setting `strict` widens that or ends it. Each refusal has a code of `reasons.GATE` and says which setting
+lets such replies pass.
 
 Everything here is a function of its arguments; nothing is copied: large arrays are looked at in blocks.
 """
@@ -117,8 +117,8 @@ class Sent:
 
     Attributes:
         train, evaluate: what kind of message it was; neither for queries, which are not looked at.
-        strict: whether a stock strategy will average the replies.
-        arrays: shape and dtype of each array sent, by name; None if it was not one array record.
+        strict: whether a stock strategy will aggregate the replies.
+        arrays: shape and dtype of each array sent, by name; None if replies need not look like them.
         record: the array record itself, for the norm bound.
     """
 
@@ -168,15 +168,19 @@ def sent(records: RecordDict, message_type: str, settings: Settings, weighted_by
     """
     category = message_type.partition(".")[0]
     found = [record for record in records.values() if isinstance(record, ArrayRecord)]
-    arrays = _specs(found[0]) if len(found) == 1 else None
+    try:
+        arrays = _specs(found[0]) if len(found) == 1 else None
+    except _Refused:  # the app sends what only its own devices can read
+        arrays = None
     averages = arrays is not None and any(dtype.kind == "f" for _, dtype in arrays.values())
-    stock = weighted_by is not None and (averages or category != "train")
+    stock = weighted_by is not None and (len(found) == 1 or category != "train")
+    always = settings.strict == "always"
     return Sent(
         train=category == "train",
         evaluate=category == "evaluate",
-        strict=settings.strict == "always" or (settings.strict == "auto" and stock),
+        strict=always or (settings.strict == "auto" and stock),
         weighted_by=settings.weighted_by or weighted_by or DEFAULT_WEIGHT,
-        arrays=arrays,
+        arrays=arrays if averages or always else None,
         record=found[0] if settings.norm_bound and len(found) == 1 else None,
     )
 
@@ -323,8 +327,6 @@ def _spec(name: str, array: Array) -> Spec:
             "unreadable",
             f"array {name[:80]!r} claims shape {shape} of {dtype}, which is not what its {len(raw)} bytes are",
         )
-    if tuple(array.shape) != shape:
-        raise _Refused("wrong_shape", f"array {name[:80]!r} claims shape {array.shape}, its bytes have {shape}")
     return shape, dtype
 
 

@@ -50,6 +50,7 @@ class FleetGrid(Grid):
         self.pushed: dict[str, tuple[Task, Sent]] = {}
         self.over: RunnerStop | None = None
         self._ready: dict[str, tuple[Arrival, Sent]] = {}
+        self._seen: dict[int, int] = {}
         self._nodes: list[int] = []
         self._replaying = True
         self._idle_pulls = 0
@@ -175,9 +176,9 @@ class FleetGrid(Grid):
         numbers = sorted({self.pushed[one][0].n for one in wanted if one not in self._ready})
         for i, n in enumerate(numbers):
             wait_s = _PULL_WAIT_S if self._idle_pulls and i == 0 and not self._ready else 0.0
-            known = sum(self._ready[one][0].task.n == n for one in self._ready)
-            view = self._hub.view(n, seen=known, wait_s=wait_s)
+            view = self._hub.view(n, seen=self._seen.get(n, 0), wait_s=wait_s)
             still_open(view)
+            self._seen[n] = len(view.replies)
             self._take(n, view)
         ready = [self._ready[one][0].task for one in wanted if one in self._ready]
         return [task.message_id for task in sorted(ready, key=lambda task: (task.n, task.node))]

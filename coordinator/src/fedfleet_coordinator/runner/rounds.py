@@ -186,7 +186,8 @@ def _log_start(
 def _spelled(config: ConfigRecord | None) -> str:
     if not config:
         return "(empty!)"
-    return "{" + ", ".join(f"'{k}': '{v if not isinstance(v, bytes) else '(bytes)'}'" for k, v in config.items()) + "}"
+    told = (f"'{name}': {'<bytes>' if isinstance(value, bytes) else value}" for name, value in config.items())
+    return "{" + ", ".join(told) + "}"
 
 
 def _log_end(result: Result, seconds: float) -> None:

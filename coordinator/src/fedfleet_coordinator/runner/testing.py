@@ -77,6 +77,7 @@ class MemoryHub:
     Attributes:
         calls: how many calls the runners made so far.
         die_at: the number of the call at which the runner dies. late: whether that call had its effect.
+        die_when: told after each call that had its effect; the runner dies the first time it holds.
     """
 
     def __init__(self, client: Client, *, agents: int = 2, at_once: int = 2, config: Any = None, **run: Any) -> None:
@@ -86,6 +87,7 @@ class MemoryHub:
         self.now, self.calls = 0.0, 0
         self.die_at: int | None = None
         self.late = False
+        self.die_when: Callable[[Run], bool] | None = None
         self.metrics: dict[tuple[int, str], dict[str, Any]] = {}
         self.log: list[str] = []
         ids = sorted(agent_id(bytes([17 * i + 1] * 16)) for i in range(agents))
@@ -106,6 +108,12 @@ class MemoryHub:
         """Start the next runner: the one before writes nothing any more."""
         self.epoch = f"epoch {self.calls} {self.epoch[-20:]}"
         self._do(lambda tx, now, out: runs.launch(tx, self.run, self.epoch, now, out))
+
+    def show(self, count: int) -> None:
+        """Let only the first `count` devices be there."""
+        with self.store_.transaction() as tx:
+            for i, agent in enumerate(self.devices):
+                tx.put(Agent(agent=agent, online=i < count, seen_at=-1e9))
 
     def row(self) -> Run:
         """Return the run's row."""
@@ -220,6 +228,9 @@ class MemoryHub:
         except BadRequest as error:
             raise Nondeterministic(str(error)) from error
         if self.calls == self.die_at:
+            raise Killed
+        if self.die_when is not None and self.die_when(self.row()):
+            self.die_when = None
             raise Killed
         return answer
 
