@@ -103,7 +103,7 @@ async def admit(scope: Scope, access: Access, services: Services) -> Peer | None
     der = scope.get(CERTIFICATE)
     if der is None:
         raise CertificateRefused(
-            "this address needs a client certificate: a device gets one with fedfleet-agent join, a user from the operator"
+            "this address needs a client certificate: devices get one with fedfleet-agent join, users from the operator"
         )
     wall = services.engine.clock.now().wall
     peer = _holder(services.pki, der, int(wall / 60))
