@@ -1,5 +1,6 @@
 """Blobs without a transfer: on one machine the coordinator hands over read-only descriptors of its files."""
 
+import array
 import contextlib
 import os
 import socket
@@ -58,7 +59,7 @@ class BlobChannel:
                 return None
             try:
                 self._end.sendall(f"{blob.digest}\n".encode())
-                answer, fds, _, _ = socket.recv_fds(self._end, 16, 1)
+                answer, fds = _received(self._end)
             except OSError:
                 answer, fds = b"", []
             if not answer:
@@ -81,3 +82,14 @@ class BlobChannel:
             if self._end is not None:
                 self._end.close()
                 self._end = None
+
+
+def _received(end: socket.socket) -> tuple[bytes, list[int]]:
+    """Return the next answer with its descriptors, closed on exec: `socket.recv_fds` of Python 3.11 ignores its flags."""
+    fds = array.array("i")
+    room = socket.CMSG_LEN(fds.itemsize)
+    data, extra, _, _ = end.recvmsg(16, room, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+    for level, kind, packed in extra:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(packed[: len(packed) - len(packed) % fds.itemsize])
+    return data, list(fds)

@@ -14,7 +14,7 @@ from flwr.app import Context, Message, RecordDict
 from fedfleet_coordinator import garbage, runs
 from fedfleet_coordinator.clock import Now
 from fedfleet_coordinator.errors import BadRequest, Fenced, Nondeterministic, RunIsOver, StaleEpoch
-from fedfleet_coordinator.exchanges import Exchanges
+from fedfleet_coordinator.exchanges import Exchanges, writable
 from fedfleet_coordinator.outbox import Outbox
 from fedfleet_coordinator.rows import Agent, Blob, GridAnswer, Position, Ref, Run
 from fedfleet_coordinator.runner.hub import Ending
@@ -80,7 +80,16 @@ class MemoryHub:
         die_when: told after each call that had its effect; the runner dies the first time it holds.
     """
 
-    def __init__(self, client: Client, *, agents: int = 2, at_once: int = 2, config: Any = None, **run: Any) -> None:
+    def __init__(
+        self,
+        client: Client,
+        *,
+        agents: int = 2,
+        at_once: int = 2,
+        config: Any = None,
+        bundle: bytes = b"a bundle",
+        **run: Any,
+    ) -> None:
         self.client, self.at_once = client, at_once
         self.store_, self.exchanges = MemoryStore(), Exchanges(_Anybody())
         self.files: dict[str, bytes] = {}
@@ -94,10 +103,10 @@ class MemoryHub:
         self.devices = {agent: Device(agent, i) for i, agent in enumerate(ids)}
         self.run = run_id(b"\7" * 16)
         self.epoch = ""
-        bundle = self._keep(b"a bundle")
+        kept = self._keep(bundle)
         with self.store_.transaction() as tx:
             tx.put(*(Agent(agent=agent, online=True) for agent in ids))
-            row = Run(run=self.run, app="test/app", bundle=bundle.digest, bundle_size=bundle.size,
+            row = Run(run=self.run, app="test/app", bundle=kept.digest, bundle_size=kept.size,
                       config=config or {}, **run)  # fmt: skip
             runs.submit(tx, row, Now(0.0, 0.0), Outbox())
         self.relaunch()
@@ -138,9 +147,7 @@ class MemoryHub:
         """Return the run, and where it goes on."""
 
         def look(tx: Tx, now: Now, out: Outbox) -> tuple[Run, Position | None]:
-            run = tx.get(Run, self.run)
-            assert run is not None
-            return run, tx.get(Position, self.run)
+            return writable(tx, self.run, self.epoch), tx.get(Position, self.run)
 
         return self._call(look)
 
@@ -240,7 +247,8 @@ class MemoryHub:
         with self.store_.transaction() as tx:
             answer = work(tx, Now(self.now, self.now), out)
         for agent, message in out.sends:
-            self._hear(self.devices[agent], message)
+            if agent in self.devices:
+                self._hear(self.devices[agent], message)
         return answer
 
     def _hear(self, device: Device, message: ToAgent) -> None:

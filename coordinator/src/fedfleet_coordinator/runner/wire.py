@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import urllib3
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from fedfleet_coordinator.errors import Fenced, HubRefused, Nondeterministic
 from fedfleet_protocol.ids import RunId
@@ -78,7 +78,7 @@ class Wire:
         )
         self._base = f"/v1/runner/{address.run}"
         self._headers = {"Fedfleet-Epoch": address.epoch, "Content-Type": "application/msgpack"}
-        self._wait = wait_exponential_jitter(initial=first_wait_s, max=longest_wait_s, jitter=first_wait_s)
+        self._wait = wait_random_exponential(multiplier=first_wait_s, max=longest_wait_s)
 
     def close(self) -> None:
         """Let go of the connections."""
