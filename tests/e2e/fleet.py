@@ -48,7 +48,7 @@ class Submitted:
             except Exception:  # away: it is started again
                 time.sleep(0.1)
 
-    def wait(self, timeout_s: float = 120.0) -> Ended:
+    def wait(self, timeout_s: float = 400.0) -> Ended:
         """Return how it ended."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -58,7 +58,7 @@ class Submitted:
             time.sleep(0.1)
         raise AssertionError(f"the run did not end in {timeout_s} s: {self.snapshot()}")
 
-    def wait_for_round(self, server_round: int, timeout_s: float = 60.0) -> None:
+    def wait_for_round(self, server_round: int, timeout_s: float = 200.0) -> None:
         """Return once that many rounds are committed."""
         deadline = time.monotonic() + timeout_s
         while self.snapshot()["server_round"] < server_round:
