@@ -21,7 +21,8 @@ bench: setup  ## the numbers of the README, measured here
 	@.venv/bin/python -m benchmarks
 
 soak: setup  ## a hundred thousand schedules of faults, and the slow tests; hours
-	@FEDFLEET_SCHEDULES=100000 FEDFLEET_KILLS=10 .venv/bin/python -m pytest -q --timeout 0 -m "simulation or slow"
+	@FEDFLEET_SCHEDULES=100000 .venv/bin/python -m pytest -q --timeout 0 -m "simulation or slow"
+	@FEDFLEET_KILLS=10 .venv/bin/python -m pytest -q --timeout 0 tests/e2e/test_faults.py
 
 docs: setup  ## renew the parts of docs/ that are made from the code
 	@.venv/bin/python scripts/generate-docs
