@@ -20,8 +20,9 @@ from fedfleet_coordinator.errors import NotFound
 from fedfleet_coordinator.exchanges import writable
 from fedfleet_coordinator.launcher import readable
 from fedfleet_coordinator.outbox import Outbox
-from fedfleet_coordinator.rows import GridAnswer, Position, Run
+from fedfleet_coordinator.rows import Exchange, GridAnswer, Position, Run
 from fedfleet_coordinator.store.port import Tx
+from fedfleet_protocol.exchange import ExchangeState
 from fedfleet_protocol.ids import AgentId, RunId, parse_digest
 from fedfleet_protocol.messages import INLINE_BYTES, BlobRef, Checkpoint, ExchangeView, Open, decode_as, encode
 
@@ -132,12 +133,22 @@ async def view(run: RunId, n: int, hub: Hub, epoch: Epoch = "", wait: float = 0.
         writable(tx, run, epoch)
         return hub.exchanges.view(tx, run, n)
 
+    def look_if_more(tx: Tx, now: Now, out: Outbox) -> ExchangeView | None:
+        # Each reply of a thousand wakes this up: it must not read all replies each time.
+        exchange = tx.get(Exchange, run, n)
+        if exchange is not None and exchange.state is ExchangeState.OPEN and exchange.settled <= seen:
+            writable(tx, run, epoch)
+            return None
+        return look_at(tx, now, out)
+
     found = await hub.watch(
         run,
-        look_at,
-        enough=lambda view: bool(view.closed) or len(view.replies) > seen,
+        look_if_more,
+        enough=lambda view: view is not None and (bool(view.closed) or len(view.replies) > seen),
         wait_s=min(max(wait, 0.0), LONGEST_WAIT_S),
     )
+    if found is None:
+        found = await hub.engine.do(look_at)
     return Response(encode(found), media_type=MSGPACK)
 
 
