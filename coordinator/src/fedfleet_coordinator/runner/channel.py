@@ -85,7 +85,7 @@ class BlobChannel:
 
 
 def _received(end: socket.socket) -> tuple[bytes, list[int]]:
-    """Return the next answer with its descriptors, closed on exec: `socket.recv_fds` of Python 3.11 ignores its flags."""
+    """Return the next answer and its descriptors, closed on exec: `socket.recv_fds` of Python 3.11 ignores flags."""
     fds = array.array("i")
     room = socket.CMSG_LEN(fds.itemsize)
     data, extra, _, _ = end.recvmsg(16, room, getattr(socket, "MSG_CMSG_CLOEXEC", 0))

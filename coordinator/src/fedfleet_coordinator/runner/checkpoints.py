@@ -70,7 +70,7 @@ class Checkpoints:
         self._blobs = {name: BlobRef(Digest(digest), size) for name, (digest, size) in named.items()}
         self._starts = 0
         self._committed: ArrayRecord | None = None
-        self._told: set[str] = set()
+        self._beyond: set[str] = set()
         self.model: BlobRef | None = None
 
     @property
@@ -124,15 +124,15 @@ class Checkpoints:
         return payload
 
     def _frozen(self, course: Course) -> Content:
-        freezer = Freezer({"arrays": course.arrays})
+        freezer = Freezer({"arrays": course.arrays}, self._beyond)
         records = freezer.freeze(self._parts(course))
-        for path in freezer.left_out:
-            if path not in self._told:
-                self._told.add(path)
-                _log.warning(
-                    "checkpoints leave out %s: a runner that has to continue begins with what the app's own code puts "
-                    "there; keep state in numbers, arrays, lists and dicts", path,
-                )  # fmt: skip
+        for path, why in freezer.left_out.items():
+            self._beyond.add(path)
+            _log.warning(
+                "checkpoints leave out %s because of %s: a runner that has to continue begins with what the app's own "
+                "code puts there; keep state in numbers, arrays, lists and dicts",
+                path.removeprefix("state."), why.removeprefix("state."),
+            )  # fmt: skip
         return encode(records)
 
     def _parts(self, course: Course) -> State:

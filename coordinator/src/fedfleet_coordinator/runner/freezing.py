@@ -17,7 +17,7 @@ import random
 import sys
 import types
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from io import BytesIO
 from pathlib import PurePath
 from typing import Any, ClassVar
@@ -53,22 +53,32 @@ class Freezer:
 
     Args:
         known: objects that the reader has anyway, by name; they are written as that name.
+        skip: paths of attributes that are known to be beyond it, and are not tried again.
 
     Attributes:
-        left_out: what could not be written, as paths with types.
+        left_out: paths of attributes that could not be written, with what is in the way.
     """
 
-    def __init__(self, known: dict[str, object]) -> None:
+    def __init__(self, known: dict[str, object], skip: Container[str] = ()) -> None:
         self._known = {id(value): name for name, value in known.items()}
+        self._skip = skip
         self._places: dict[int, int] = {}
         self._alive: list[object] = []
         self._arrays: list[ArrayValue] = []
-        self.left_out: list[str] = []
+        self.left_out: dict[str, str] = {}
 
     def freeze(self, value: object) -> tuple[RecordValue, RecordValue]:
         """Return `value` as two records of a content; nothing large is copied."""
         tree = msgspec.msgpack.encode(self._node(value, "state", 0))
         return RecordValue("tree", "config", (), {"tree": tree}), RecordValue("arrays", "arrays", tuple(self._arrays))
+
+    def _field(self, value: Any, path: str, depth: int) -> Any:
+        """Return the node of an attribute. What it holds now can stand for it when it is read, which not all can."""
+        if isinstance(value, enum.Enum):
+            return ["e", value.name]
+        if isinstance(value, _SILENT) or type(value).__module__ in _SILENT_MODULES:
+            return ["-"]
+        return self._node(value, path, depth)
 
     def _node(self, value: Any, path: str, depth: int) -> Any:
         kind = type(value)
@@ -78,10 +88,6 @@ class Freezer:
             return value if value in _INT64 else ["i", str(value)]
         if kind is str:
             return value if _utf8(value) else ["u", value.encode("utf-16", "surrogatepass")]
-        if isinstance(value, enum.Enum):
-            return ["e", value.name]
-        if isinstance(value, _SILENT) or kind.__module__ in _SILENT_MODULES:
-            return ["-"]
         if isinstance(value, np.generic):
             return ["x", self._array(np.asarray(value), path)]
         if id(value) in self._known:
@@ -90,6 +96,8 @@ class Freezer:
             return ["@", self._places[id(value)]]
         if depth > _DEEPEST or len(self._places) > _MOST_OBJECTS:
             raise _Unfreezable(f"{path}, which is too deep or too large")
+        if isinstance(value, (*_SILENT, enum.Enum)) or kind.__module__ in _SILENT_MODULES:
+            raise _Unfreezable(f"{path} of type {kind.__module__}.{kind.__qualname__}")
         self._places[id(value)] = len(self._places)
         self._alive.append(value)
         return self._object(value, path, depth + 1)
@@ -100,7 +108,7 @@ class Freezer:
         if isinstance(value, tuple):
             return ["t", [self._node(item, f"{path}[{i}]", depth) for i, item in enumerate(value)]]
         if isinstance(value, (set, frozenset)):
-            return ["s", [self._node(item, path, depth) for item in value]]
+            return ["s", [self._node(item, path, depth) for item in _resettled(value)]]
         if isinstance(value, bytearray):
             return ["b", bytes(value)]
         if isinstance(value, dict):
@@ -137,15 +145,18 @@ class Freezer:
         """Return the attributes of an object; a strategy's may be left out one by one, another's all or none."""
         fields = []
         for name, item in vars(value).items():
+            here = f"{path}.{name}"
+            if here in self._skip:
+                continue
             places, alive, arrays = dict(self._places), len(self._alive), len(self._arrays)
             try:
-                fields.append([name, self._node(item, f"{path}.{name}", depth)])
+                fields.append([name, self._field(item, here, depth)])
             except _Unfreezable as error:
                 if not isinstance(value, (Strategy, State)):
                     raise
                 self._places = places
                 del self._alive[alive:], self._arrays[arrays:]
-                self.left_out.append(str(error).removeprefix("state."))
+                self.left_out[here] = str(error)
         return fields
 
     def _pairs(self, value: dict[Any, Any], path: str, depth: int) -> list[Any]:
@@ -250,12 +261,12 @@ class Thawer:
         return made(items)
 
     def _set(self, rest: list[Any], old: Any, path: str, place: int) -> Any:
-        items = {self._value(node, None, path) for node in rest[0]}
+        items = [self._value(node, None, path) for node in rest[0]]
         if isinstance(old, set):
             old.clear()
             old.update(items)
             return old
-        return frozenset(items) if isinstance(old, frozenset) else items
+        return frozenset(items) if isinstance(old, frozenset) else set(items)
 
     def _dict(self, rest: list[Any], old: Any, path: str, place: int) -> Any:
         found: Any = old if isinstance(old, dict) else {}
@@ -334,6 +345,15 @@ class Thawer:
         "S": _stateful,
         "o": _instance,
     }
+
+
+def _resettled(items: Any) -> list[Any]:
+    """Return the items of a set, which is filled anew: its order depends on its past, and the reader's has none."""
+    found = list(items)
+    if isinstance(items, set):
+        items.clear()
+        items.update(found)
+    return found
 
 
 def _utf8(text: str) -> bool:
