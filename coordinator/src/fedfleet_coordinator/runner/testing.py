@@ -99,7 +99,7 @@ class MemoryHub:
         self.die_when: Callable[[Run], bool] | None = None
         self.metrics: dict[tuple[int, str], dict[str, Any]] = {}
         self.log: list[str] = []
-        ids = sorted(agent_id(bytes([17 * i + 1] * 16)) for i in range(agents))
+        ids = [agent_id((i * 7919 + 1).to_bytes(4, "big") * 4) for i in range(agents)]
         self.devices = {agent: Device(agent, i) for i, agent in enumerate(ids)}
         self.run = run_id(b"\7" * 16)
         self.epoch = ""
