@@ -1,6 +1,8 @@
 """What a runner may rely on at its hub: the in-memory twin and the real API over TLS keep the same promises."""
 
 import os
+import select
+import socket
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -329,3 +331,68 @@ def test_what_is_not_there_is_a_bug_and_not_waited_for(api: Api, tmp_path: Path)
     hub.tell_alive()
     hub.tell_lines(["a line", "and another"])
     hub.close()
+
+
+class CuttingProxy:
+    """Forwards connections to a port, and cuts each one after so many bytes in either direction."""
+
+    def __init__(self, port: int, after_bytes: int) -> None:
+        self._target, self._after, self.cuts, self.total = port, after_bytes, 0, 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._forward, args=(near,))
+            self._threads.append(thread)
+            thread.start()
+
+    def _forward(self, near: socket.socket) -> None:
+        left = self._after
+        with near, socket.create_connection(("127.0.0.1", self._target)) as far:
+            while True:
+                ready, _, _ = select.select([near, far], [], [], 30)
+                for one in ready:
+                    try:
+                        data = one.recv(min(16384, left))
+                        (far if one is near else near).sendall(data)
+                    except OSError:
+                        return
+                    left -= len(data)
+                    self.total += len(data)
+                    if not data:
+                        return
+                    if left <= 0:
+                        self.cuts += 1
+                        return
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(30)
+
+
+@pytest.mark.integration
+def test_a_transfer_that_is_cut_again_and_again_goes_on_where_it_was(api: Api, tmp_path: Path) -> None:
+    run, proxy = api.run(next(_number)), CuttingProxy(api.server.port, 400_000)
+    hub = http_hub(api.pki, f"https://127.0.0.1:{proxy.port}", run, tmp_path)
+    data = os.urandom(3_000_000)
+    blocks, fd = blocks_of([data]), a_file(data, tmp_path)
+    hub.store(fd, blocks)
+    os.close(fd)
+    sent, cuts = proxy.total, proxy.cuts
+    assert cuts >= 7 and sent < 1.5 * len(data)
+    api.do(lambda tx, now, out: tx.put(Ref(digest=blocks.digest, holder="test", run=run.run)))
+    fd = hub.fetch(BlobRef(blocks.digest, blocks.size))
+    assert os.pread(fd, len(data) + 1, 0) == data
+    assert proxy.cuts >= cuts + 7 and proxy.total - sent < 1.5 * len(data)
+    os.close(fd)
+    hub.close()
+    proxy.close()

@@ -36,6 +36,8 @@ from fedfleet_coordinator.errors import Misconfigured
 from fedfleet_flower.arrays import NUMPY, split
 
 DEFAULT_WEIGHT = "num-examples"
+_NUMBERS = "fiub"
+"""Kinds of dtypes that can be averaged: floats, integers and booleans."""
 _BLOCK = 1 << 20
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 Spec = tuple[tuple[int, ...], np.dtype[Any]]
@@ -293,9 +295,15 @@ def _check_specs(specs: Mapping[str, Spec], wanted: Mapping[str, Spec]) -> froze
                 "wrong_shape",
                 f"array {name[:80]!r} has shape {got_shape} where {shape} was sent (gate setting shapes=false)",
             )
+        numbers = dtype.kind in _NUMBERS
+        if (got_dtype.kind not in _NUMBERS) if numbers else (got_dtype.kind != dtype.kind):
+            raise _Refused(
+                "wrong_dtype",
+                f"array {name[:80]!r} is of {got_dtype} where {dtype} was sent (gate setting shapes=false)",
+            )
         if dtype.kind != "f":
             continue
-        if got_dtype.kind not in "fiub" or not np.can_cast(got_dtype, dtype, casting="same_kind"):
+        if not np.can_cast(got_dtype, dtype, casting="same_kind"):
             raise _Refused(
                 "wrong_dtype",
                 f"array {name[:80]!r} is of {got_dtype} where {dtype} was sent (gate setting shapes=false)",

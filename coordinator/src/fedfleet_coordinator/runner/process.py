@@ -118,9 +118,9 @@ def _settle() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 20) if hard > 0 else 1 << 20, hard))
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    for chatty in ("urllib3", "flwr"):  # flwr has a handler of its own, and would be heard twice
-        logging.getLogger(chatty).propagate = False
+    _log.addHandler(logging.StreamHandler(sys.stderr))
+    _log.setLevel(logging.INFO)
+    _log.propagate = False  # the root logger is the app's to configure
 
 
 def _address(home: Path) -> Address:

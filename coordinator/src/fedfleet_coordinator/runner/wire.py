@@ -20,6 +20,7 @@ PIECE_BYTES = 256 << 10
 MAX_ANSWER_BYTES = 64 << 20
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504, 507})
 _TELL_EVERY_S = 30.0
+_FAILURES_S = 120.0
 _log = logging.getLogger("fedfleet")
 _T = TypeVar("_T")
 
@@ -43,11 +44,11 @@ class Address:
 
 
 class Later(Exception):
-    """Not now; try again, not before `after_s`."""
+    """Not now; try again, not before `after_s`, and if the coordinator failed over the request, not for ever."""
 
-    def __init__(self, text: str, after_s: float = 0.0) -> None:
+    def __init__(self, text: str, after_s: float = 0.0, *, failed: bool = False) -> None:
         super().__init__(text)
-        self.after_s = after_s
+        self.after_s, self.failed = after_s, failed
 
 
 class Elsewhere(Exception):
@@ -95,10 +96,12 @@ class Wire:
         def before_sleep(state: RetryCallState) -> None:
             nonlocal told
             now = time.monotonic()
+            error = state.outcome.exception() if state.outcome is not None else None
+            if isinstance(error, Later) and error.failed and now - began > _FAILURES_S:
+                raise HubRefused(str(error))
             if now - told >= _TELL_EVERY_S:
                 told = now
-                error = state.outcome.exception() if state.outcome is not None else None
-                _log.warning("the coordinator has not answered for %.0f s, trying on: %s", now - began, error)
+                _log.warning("no success at the coordinator for %.0f s, trying on: %s", now - began, error)
 
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome is not None else None
@@ -191,7 +194,8 @@ def refusal(what: str, status: int, data: bytes, answers: int) -> BaseException:
         return Elsewhere(told["offset"])
     if status in _AGAIN:
         after = told.get("retry_after_s", 0.0)
-        return Later(f"{what}: {status} {text}", float(after) if isinstance(after, int | float) else 0.0)
+        wait_s = float(after) if isinstance(after, int | float) else 0.0
+        return Later(f"{what}: {status} {text}", wait_s, failed=status == 500)
     if status == 400 and answers:
         return Nondeterministic(text)
     return HubRefused(f"{what}: {status} {code} {text}")
