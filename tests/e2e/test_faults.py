@@ -11,7 +11,7 @@ import pytest
 
 from fedfleet_coordinator.cli.localfleet import LocalFleet
 from tests.e2e import fleet as fleets
-from tests.e2e.fleet import DIGITS
+from tests.e2e.fleet import DIGITS, QUICKSTART
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 AGENTS = 3
@@ -107,13 +107,13 @@ def test_broker_that_is_gone_for_a_while_costs_time_and_nothing_else(fleet: Loca
 def test_agent_that_comes_back_after_the_deadline_is_told_its_task_is_closed(fleet: LocalFleet) -> None:
     fleet.agents[0].hold()
     try:
-        run = fleets.submit(fleet, DIGITS, "-c", "num-server-rounds=1", "-c", "min-nodes=3", "--deadline", "8")
+        run = fleets.submit(fleet, QUICKSTART, "-c", "num-server-rounds=1", "-c", "min-nodes=3", "--deadline", "15")
         ended = run.wait()
         assert ended.snapshot["state"] == "finished", ended
     finally:
         fleet.agents[0].release()
     fleet.wait_ready()
-    again = fleets.submit(fleet, DIGITS, "-c", "num-server-rounds=1", "-c", "min-nodes=3").wait()
+    again = fleets.submit(fleet, QUICKSTART, "-c", "num-server-rounds=1", "-c", "min-nodes=3").wait()
     assert again.snapshot["state"] == "finished", again
 
 

@@ -116,9 +116,9 @@ class Engine:
             future.set_result(result)
 
     def _after(self, out: Outbox) -> None:
-        if out.sends:
-            self.publish(out.sends)
         for run in out.changes:
             for waiter in self._watchers.pop(run, ()):
                 if not waiter.done():
                     waiter.set_result(None)
+        if out.sends:
+            self.publish(out.sends)

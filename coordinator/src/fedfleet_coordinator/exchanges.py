@@ -29,7 +29,7 @@ from fedfleet_coordinator.store.port import Tx
 from fedfleet_coordinator.transitions import Action, Event, Facts, Rule, decide
 from fedfleet_protocol.blocks import blocks_of
 from fedfleet_protocol.exchange import ExchangeState, TaskState, order_of
-from fedfleet_protocol.ids import AgentId, Digest, Order, RunId
+from fedfleet_protocol.ids import AgentId, Digest, Order, RunId, parse_agent_id
 from fedfleet_protocol.messages import (
     Answer,
     Ask,
@@ -48,6 +48,8 @@ from fedfleet_protocol.messages import (
     Verdict,
 )
 from fedfleet_protocol.reasons import CLOSE, DECLINE
+
+MAX_DEADLINE_S = 90 * 24 * 3600.0
 
 
 class Granter(Protocol):
@@ -98,14 +100,19 @@ class Exchanges:
         exchange = tx.get(Exchange, run.run, request.n)
         if exchange is not None:
             return self.view(tx, run.run, request.n) if exchange.request == digest else _differs(request)
+        if not request.deadline_s > 0 or not request.grace_s >= 0:  # neither is true of NaN
+            raise BadRequest(f"a deadline of {request.deadline_s} s and a grace of {request.grace_s} s")
         if request.n != run.exchanges + 1:
             raise BadRequest(f"exchange {request.n} of run {run.run}: the next one is {run.exchanges + 1}")
+        for agent in request.cohort:
+            parse_agent_id(agent)
         payloads = {blob.digest for blob in request.cohort.values()}
         need = tuple(sorted(digest for digest in payloads if tx.get(Blob, digest) is None))
         if need:
             return ExchangeView(run=run.run, n=request.n, need=need)
         exchange = Exchange(
-            run=run.run, n=request.n, request=digest, label=request.label, deadline_at=now.up + request.deadline_s,
+            run=run.run, n=request.n, request=digest, label=request.label,
+            deadline_at=now.up + min(request.deadline_s, MAX_DEADLINE_S),
             quorum=request.quorum, grace_s=request.grace_s, late=request.late, expected=len(request.cohort),
             opened_wall=now.wall,
         )  # fmt: skip
@@ -151,6 +158,8 @@ class Exchanges:
         need = tuple(sorted(b.digest for b in request.blobs.values() if tx.get(Blob, b.digest) is None))
         if need:
             return need
+        if not 1 <= request.next_n <= run.exchanges + 1:
+            raise BadRequest(f"a checkpoint before exchange {request.next_n}; the next one is {run.exchanges + 1}")
         holder = f"checkpoint:{run.run}"
         wanted = {blob.digest for blob in request.blobs.values()}
         held = {ref.digest for ref in tx.find(Ref, holder=holder)}
@@ -179,8 +188,6 @@ class Exchanges:
             out.send(agent, _unknown(reply.order, reply.digest))
             return
         code = self._unfit(reply)
-        if not code and reply.inline is not None:
-            _keep_inline(tx, reply, now)
         facts = self._facts(tx, task)
         rule = decide(task.state, Event.REPLY, _with_reply(facts, task, reply, tx.get(Blob, reply.digest), code))
         self._on_reply(tx, rule, task, reply, code, now, out)
@@ -252,8 +259,11 @@ class Exchanges:
 
     def withdraw(self, tx: Tx, agent: AgentId, now: Now, out: Outbox) -> None:
         """Settle the open tasks of an agent that is revoked."""
-        for task in tx.find(Task, agent=agent, state=(TaskState.PUBLISHED, TaskState.WAITING)):
-            if self._facts(tx, task).answerable:
+        for state in (TaskState.WAITING, TaskState.PUBLISHED):
+            for found in tx.find(Task, agent=agent, state=state):
+                task = tx.get(Task, *found.key)  # as the ones before left it
+                if task is None or task.state.terminal or not self._facts(tx, task).answerable:
+                    continue
                 self._settle(tx, task, TaskState.DECLINED, now, out, code="revoked", text=f"agent {agent} was revoked")
 
     # --- inside ------------------------------------------------------------------------------------------------------
@@ -344,7 +354,8 @@ class Exchanges:
     def _unfit(self, reply: Reply) -> str:
         if reply.size > self._limits.max_reply_bytes:
             return "too_large"
-        if reply.inline is not None and blocks_of([reply.inline]).digest != reply.digest:
+        inline = reply.inline
+        if inline is not None and (len(inline) != reply.size or blocks_of([inline]).digest != reply.digest):
             return "digest"
         return ""
 
@@ -352,6 +363,7 @@ class Exchanges:
         agent = task.agent
         match rule.action:
             case Action.ACCEPT:
+                _keep_inline(tx, reply, now)
                 self._settle(tx, task, rule.next, now, out, reply=reply)
                 out.send(agent, Verdict(order=task.order, digest=reply.digest, code="accepted"))
             case Action.NEED:
@@ -483,14 +495,13 @@ _SUPERSEDED = "another reply to the same order had been accepted before"
 
 def _with_reply(facts: Facts, task: Task, reply: Reply, blob: Blob | None, code: str) -> Facts:
     """Return `facts` with what the reply itself adds."""
-    present = blob is not None and blob.size == reply.size
+    present = (blob is not None and blob.size == reply.size) or (reply.inline is not None and not code)
     return Facts(facts.answerable, blob=present, fits=not code, same=task.reply == reply.digest, late=facts.late)
 
 
 def _keep_inline(tx: Tx, reply: Reply, now: Now) -> None:
     """Put an inline reply's bytes into the store: durable with the transaction that accepts it."""
-    assert reply.inline is not None
-    if tx.get(Blob, reply.digest) is None:
+    if reply.inline is not None and tx.get(Blob, reply.digest) is None:
         tx.put(Blob(digest=reply.digest, size=len(reply.inline), inline=reply.inline, stored_at=now.up))
 
 

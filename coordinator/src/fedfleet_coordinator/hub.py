@@ -26,7 +26,7 @@ from fedfleet_coordinator.capabilities import Capabilities
 from fedfleet_coordinator.clock import Now
 from fedfleet_coordinator.engine import Engine
 from fedfleet_coordinator.enrolment import Addresses
-from fedfleet_coordinator.errors import CoordinatorError, Misconfigured, StoreUnavailable
+from fedfleet_coordinator.errors import Misconfigured, StoreUnavailable
 from fedfleet_coordinator.exchanges import Exchanges, Limits
 from fedfleet_coordinator.launcher import Launcher
 from fedfleet_coordinator.link import Link
@@ -97,6 +97,7 @@ class Hub:
         self._pki = Pki.load(state / "pki")
         self._keys: dict[AgentId, tuple[Ed25519PublicKey, ...]] = {}
         self._silencing: set[asyncio.Task[None]] = set()
+        self._broker_lock = asyncio.Lock()
 
     async def serve(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -124,6 +125,7 @@ class Hub:
         self._engine, self._exchanges, self._blobs = engine, exchanges, blobs
         await engine.do(self._recover)
         await self._sweep()
+        await self._write_revoked()
         launcher = Launcher(
             engine=engine, exchanges=exchanges, credentials=_Credentials(self._pki), folder=state / "runners",
             url=settings.api.url, blob_path=blobs.path,
@@ -156,7 +158,7 @@ class Hub:
                     await work()
                 except StoreUnavailable as error:
                     _log.error("%s", error)
-                except CoordinatorError:
+                except Exception:  # a bug of ours must not silently end deadlines, garbage collection or launches
                     _log.exception("a part of the coordinator failed; it begins again")
                 await asyncio.sleep(1.0)
 
@@ -247,19 +249,33 @@ class Hub:
         self._keys.pop(agent, None)
         task = asyncio.create_task(self._silence(agent))
         self._silencing.add(task)
-        task.add_done_callback(self._silencing.discard)
+        task.add_done_callback(self._silenced)
+
+    def _silenced(self, task: asyncio.Task[None]) -> None:
+        self._silencing.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a revocation did not reach the broker; it does at the next start", exc_info=task.exception())
 
     async def _silence(self, agent: AgentId) -> None:
-        rows = await self._engine.do(lambda tx, now, out: tx.find(Agent, state="revoked"))
-        files, now = _broker_files(self._state, self._settings), time.time()
-        await asyncio.to_thread(files.write_revoked, self._pki, [(r.agent, r.serials) for r in rows], now)
-        if not broker.reload(files.folder):
-            _log.warning("the broker was not told of a revocation: no broker runs on %s", files.folder)
-            return
-        await asyncio.sleep(0.2)
-        await asyncio.to_thread(
-            broker.take_over, self._pki, agent, port=self._settings.broker.port, folder=files.folder, now_wall=now
-        )
+        if await self._write_revoked():
+            await asyncio.sleep(0.2)  # the broker reads its files first
+            port, folder = self._settings.broker.port, self._state / "broker"
+            await asyncio.to_thread(broker.take_over, self._pki, agent, port=port, folder=folder, now_wall=time.time())
+
+    async def _write_revoked(self) -> bool:
+        """Write who is revoked into the broker's files, one after the other; return whether a broker was told.
+
+        Done at each start as well: a hub that was killed between a revocation's commit and this forgets nobody.
+        """
+        async with self._broker_lock:
+            rows = await self._engine.do(lambda tx, now, out: tx.find(Agent, state="revoked"))
+            files = _broker_files(self._state, self._settings)
+            revoked = [(row.agent, row.serials) for row in rows]
+            await asyncio.to_thread(files.write_revoked, self._pki, revoked, time.time())
+            told = broker.reload(files.folder)
+            if not told and rows:
+                _log.warning("no broker runs on %s to be told who is revoked", files.folder)
+            return told
 
     def _api_tls(self) -> ssl.SSLContext:
         folder, now = self._state / "pki", time.time()

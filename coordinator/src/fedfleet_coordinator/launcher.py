@@ -27,6 +27,7 @@ from typing import Protocol
 from fedfleet_coordinator import runs
 from fedfleet_coordinator.clock import Now
 from fedfleet_coordinator.engine import Engine
+from fedfleet_coordinator.errors import CoordinatorError
 from fedfleet_coordinator.exchanges import Exchanges
 from fedfleet_coordinator.outbox import Outbox
 from fedfleet_coordinator.rows import Blob, Ref, Run
@@ -36,6 +37,7 @@ from fedfleet_protocol.ids import Digest, RunId, parse_digest
 
 _BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _POLL_S = 1.0
+_MAX_ASKED_BYTES = 8192
 _SAFE_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "HOME", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "FLWR_HOME")
 _log = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ class Launcher:
         self._followed: dict[RunId, asyncio.Task[None]] = {}
         self._processes: dict[RunId, asyncio.subprocess.Process] = {}
         self._spare: _Started | None = None
+        shutil.rmtree(folder, ignore_errors=True)  # keys of runners that a killed coordinator left behind
 
     async def follow(self) -> None:
         """Start a runner for every live run that has none, now and whenever there is a new one; stop the others."""
@@ -117,22 +120,28 @@ class Launcher:
         """Run one runner after the other until the run has ended."""
         tries = 0
         while True:
-            epoch = secrets.token_hex(16)
-
-            def launch(tx: Tx, now: Now, out: Outbox, epoch: str = epoch) -> Run | None:
-                return runs.launch(tx, run_id, epoch, now, out)
-
-            run = await self._engine.do(launch)
-            if run is None:
-                return
-            code = await self._one(run)
-
-            def exited(tx: Tx, now: Now, out: Outbox, epoch: str = epoch, code: int = code) -> None:
-                runs.runner_exited(tx, run_id, epoch, code, self._exchanges, now, out)
-
-            await self._engine.do(exited)
-            await asyncio.sleep(_BACKOFF_S[min(tries, len(_BACKOFF_S) - 1)] if code else 0.0)
+            try:
+                if not await self._once(run_id):
+                    return
+            except (CoordinatorError, OSError):  # a database that is away, a full disk: the run waits for better times
+                _log.exception("no runner could be started; trying again", extra={"run": run_id})
+            await asyncio.sleep(_BACKOFF_S[min(tries, len(_BACKOFF_S) - 1)])
             tries += 1
+
+    async def _once(self, run_id: RunId) -> bool:
+        """Run one runner to its end; return whether the run may need another."""
+        epoch = secrets.token_hex(16)
+        run = await self._engine.do(lambda tx, now, out: runs.launch(tx, run_id, epoch, now, out))
+        if run is None:
+            return False
+        code = await self._one(run)
+
+        def exited(tx: Tx, now: Now, out: Outbox) -> bool:
+            runs.runner_exited(tx, run_id, epoch, code, self._exchanges, now, out)
+            left = tx.get(Run, run_id)
+            return left is not None and left.live
+
+        return await self._engine.do(exited)
 
     async def _one(self, run: Run) -> int:
         """Start a runner and return its exit code."""
@@ -156,13 +165,13 @@ class Launcher:
             code = await process.wait()
         finally:
             self._processes.pop(run.run, None)
-            if process.returncode is None:
-                _signal(process.pid)
+            _signal(process.pid)  # the group: what the app forked does not outlive its runner
             blobs.cancel()
             ours.close()
             shutil.rmtree(home, ignore_errors=True)
         if self._spare is None:
-            self._spare = await _start()
+            with contextlib.suppress(OSError):  # the next run starts one itself
+                self._spare = await _start()
         _log.info("runner ended", extra={"run": run.run, "attempt": run.attempts, "exit_code": code})
         return code
 
@@ -173,6 +182,8 @@ class Launcher:
         buffer = b""
         while data := await loop.sock_recv(end, 4096):
             buffer += data
+            if len(buffer) > _MAX_ASKED_BYTES:
+                return  # no runner of ours: it asks line by line
             while b"\n" in buffer:
                 line, _, buffer = buffer.partition(b"\n")
                 descriptor = await self._descriptor(run, line)

@@ -24,7 +24,6 @@ from fedfleet_protocol.reasons import RUN
 MAX_BARREN = 3
 MAX_LOG_LINES = 100_000
 APP_FAULT = 3
-FENCED = 4
 Ending = Literal["finished", "failed", "stopped"]
 
 
@@ -57,7 +56,6 @@ def launch(tx: Tx, run_id: RunId, epoch: str, now: Now, out: Outbox) -> Run | No
         state="running",
         epoch=epoch,
         attempts=run.attempts + 1,
-        barren=run.barren + 1,
         started_wall=run.started_wall or now.wall,
     )
     tx.put(run)
@@ -72,8 +70,10 @@ def runner_exited(
 ) -> None:
     """Note that a runner process ended without having ended its run."""
     run = tx.get(Run, run_id)
-    if run is None or not run.live or run.epoch != epoch or exit_code == FENCED:
+    if run is None or not run.live or run.epoch != epoch:
         return
+    run = msgspec.structs.replace(run, barren=run.barren + 1)
+    tx.put(run)
     if exit_code == APP_FAULT:
         end(tx, run, "failed", "app_failed", RUN["app_failed"], exchanges, now, out)
     elif run.barren >= MAX_BARREN:

@@ -437,7 +437,15 @@ class Core:
         """Take over the newer attempt and grants; work that is under way goes on."""
         assert self.entry is not None
         self._deadline_at = now + notice.remaining_s
-        self.entry = msgspec.structs.replace(self.entry, notice=notice)
+        held = self.entry.notice
+        if notice.bundle.blob == held.bundle.blob:
+            bundle = notice.bundle
+        else:
+            bundle = held.bundle  # the order does not name the code: what was vouched for stays what runs
+        adopted = msgspec.structs.replace(
+            notice, bundle=bundle, run_config=held.run_config, publisher=held.publisher, signature=held.signature
+        )
+        self.entry = msgspec.structs.replace(self.entry, notice=adopted)
         self._done.append(Save(self.entry))
         if announce:
             self._done.append(Announce(self.entry))

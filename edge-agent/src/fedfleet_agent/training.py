@@ -60,6 +60,7 @@ class _Job:
     entry: core.Entry
     state: Digest | None
     until: float
+    most: float
     app_failures: int = 0
     kills: int = 0
     again_at: float | None = None
@@ -108,13 +109,14 @@ class Training:
 
     def begin(self, entry: core.Entry, state: Digest | None, *, until: float) -> None:
         """Work on the task, from that app state, until that time at the latest."""
-        self._job = _Job(entry, state, min(until, self._clock() + self._config().limits.time_s))
+        most = self._clock() + self._config().limits.time_s
+        self._job = _Job(entry, state, min(until, most), most)
         self._start(self._job)
 
     def extend(self, order: Order, until: float) -> None:
         """The deadline of an order is another now."""
         if self._job is not None and self._job.entry.order == order:
-            self._job.until = until
+            self._job.until = min(until, self._job.most)
 
     def cancel(self, order: Order) -> None:
         """End the work on the order; nothing of it is heard any more."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import ssl
 import time
 from collections.abc import Callable
@@ -92,12 +93,14 @@ class Wire:
     def patiently(self, once: Callable[[], _T]) -> _T:
         """Call `once` until it does not raise `Later`."""
         began = told = time.monotonic()
+        failing_since = math.inf
 
         def before_sleep(state: RetryCallState) -> None:
-            nonlocal told
+            nonlocal told, failing_since
             now = time.monotonic()
             error = state.outcome.exception() if state.outcome is not None else None
-            if isinstance(error, Later) and error.failed and now - began > _FAILURES_S:
+            failing_since = min(failing_since, now) if isinstance(error, Later) and error.failed else math.inf
+            if now - failing_since > _FAILURES_S:
                 raise HubRefused(str(error))
             if now - told >= _TELL_EVERY_S:
                 told = now
