@@ -1,8 +1,10 @@
 """One ServerApp from its start to its end."""
 
 import gc
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from flwr.app import Context, RecordDict, UserConfig
 from flwr.serverapp import Grid
@@ -19,7 +21,6 @@ from fedfleet_coordinator.runner.rounds import durable
 from fedfleet_coordinator.runner.scratch import Scratch
 from fedfleet_coordinator.runner.sending import Sender
 from fedfleet_flower import compat
-from fedfleet_flower.apps import last_lines
 from fedfleet_flower.compat import FlowerRun
 from fedfleet_protocol.ids import flower_number
 from fedfleet_protocol.messages import BlobRef
@@ -104,9 +105,20 @@ def _ended(error: BaseException | None, grid: FleetGrid, checkpoints: Checkpoint
         raise error
     if isinstance(error, SystemExit):
         return Outcome("failed", "app_failed", f"the ServerApp called sys.exit({error.code!r})", checkpoints.model)
-    if error is not None:
-        return Outcome("failed", "app_failed", last_lines(error), checkpoints.model)
     nothing = grid.sender.tally.nothing()
+    if error is not None:
+        traceback.print_exception(error)  # into the run's log
     if nothing:
-        return Outcome("failed", "no_results", f"{RUN['no_results']}: {nothing}", checkpoints.model)
+        then = f"; then the ServerApp raised {_told(error)}" if error is not None else ""
+        return Outcome("failed", "no_results", f"{RUN['no_results']}: {nothing}{then}", checkpoints.model)
+    if error is not None:
+        return Outcome("failed", "app_failed", f"the ServerApp raised {_told(error)}", checkpoints.model)
     return Outcome("finished", "finished", "", checkpoints.model)
+
+
+def _told(error: BaseException) -> str:
+    """Return an exception in one line, with the place in the app where it came from."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {error}{where}"
