@@ -183,6 +183,21 @@ def test_equal_contents_are_one_payload_and_different_ones_are_not(tmp_path: Pat
     assert count(hub) == 2 + 2  # two payloads, and two kinds of replies
 
 
+def test_contents_that_are_equal_to_python_and_differ_in_type_are_two_payloads(tmp_path: Path) -> None:
+    def script(grid: Any) -> Any:
+        nodes = list(grid.get_node_ids())
+        values: list[Any] = [1, 1.0, True, [1, 2], [1.0, 2.0]]
+        messages = [
+            Message(RecordDict({"c": ConfigRecord({"x": value})}), node, "query")
+            for node, value in zip(nodes, values, strict=True)
+        ]
+        return [(type(r.content["c"]["x"]), r.content["c"]["x"]) for r in grid.send_and_receive(messages)]
+
+    _, seen, _ = play(script, tmp_path, echo, agents=5)
+    assert seen == [(int, 1), (float, 1.0), (bool, True), (list, [1, 2]), (list, [1.0, 2.0])]
+    assert type(seen[4][1][0]) is float
+
+
 def test_large_arrays_that_were_sent_leave_the_apps_memory_and_stay_what_they_were(tmp_path: Path) -> None:
     values = np.random.default_rng(1).normal(size=(64, 1024)).astype(np.float32)
 

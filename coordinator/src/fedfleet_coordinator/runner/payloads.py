@@ -90,8 +90,15 @@ def _key(message: Message) -> Any:
         if isinstance(record, ArrayRecord):
             parts.append((name, tuple((key, id(array)) for key, array in record.items())))
         else:
-            parts.append((name, type(record).__name__, repr(list(record.items()))))
+            parts.append((name, type(record).__name__, tuple((key, _typed(value)) for key, value in record.items())))
     return tuple(parts)
+
+
+def _typed(value: object) -> Any:
+    """Return `value` so that 1, 1.0 and True differ."""
+    if isinstance(value, list):
+        return tuple(_typed(item) for item in value)
+    return type(value).__name__, value
 
 
 def _arrays(content: RecordDict) -> list[Array]:
