@@ -205,6 +205,8 @@ def test_a_transaction_sees_its_own_writes(store: Store) -> None:
 def test_deleting_what_is_not_there_is_no_error(store: Store) -> None:
     with store.transaction() as tx:
         tx.delete(task(9, "z"))
+    with store.transaction() as tx:
+        assert tx.get(Task, *task(9, "z").key) is None
 
 
 def test_find_filters_by_values_and_by_one_of_several(store: Store) -> None:
