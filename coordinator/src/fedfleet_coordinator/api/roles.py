@@ -140,7 +140,7 @@ def active(tx: Tx, peer: Peer) -> Agent:
     return row
 
 
-def _peer(request: Request) -> Peer:
+async def _peer(request: Request) -> Peer:  # not async it would run in a thread
     peer = request.scope.get(_PEER)
     if peer is None:
         raise NotAllowed("this route is open to anyone and knows nobody's name")

@@ -80,7 +80,7 @@ class Services:
             stopping.cancel()
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:  # not async it would run in a thread
     services: Services = request.app.state.services
     return services
 
