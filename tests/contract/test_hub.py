@@ -258,6 +258,17 @@ def test_an_answer_to_another_question_is_no_answer(place: Place) -> None:
             place.hub.answer(2, "pull", value)
 
 
+def test_why_replies_were_left_out_is_kept_with_their_tasks(place: Place, tmp_path: Path) -> None:
+    opened(place, tmp_path)
+    place.accept(1, AGENTS[0], b"a reply")
+    for _ in range(2):
+        place.hub.tell_left_out(1, {AGENTS[0]: ("not_finite", "array 'w' holds NaN"), AGENTS[1]: ("app_error", "why")})
+    tasks = {task.agent: task for task in place.do(lambda tx, now, out: tx.find(Task, run=place.run.run))}
+    assert (tasks[AGENTS[0]].state, tasks[AGENTS[0]].code) == ("accepted", "not_finite")
+    assert tasks[AGENTS[0]].text == "array 'w' holds NaN"
+    assert (tasks[AGENTS[1]].state, tasks[AGENTS[1]].code) == ("published", ""), "it did not reply"
+
+
 def test_metrics_are_kept(place: Place) -> None:
     values = {"loss": 0.5, "counts": [1, 2]}
     for _ in range(2):
@@ -288,6 +299,7 @@ def test_a_runner_that_was_replaced_writes_nothing(place: Place, tmp_path: Path)
         lambda: place.hub.nodes(5, at_least=0, unlike=None),
         lambda: place.hub.answer(5, "pull", ["a"]),
         lambda: place.hub.tell_metrics(1, "train", {"a": 1.0}, 1),
+        lambda: place.hub.tell_left_out(1, {AGENTS[0]: ("not_finite", "")}),
         lambda: place.hub.end("finished", "finished", "", None),
     ]
     for ask in asks:

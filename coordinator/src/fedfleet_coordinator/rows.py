@@ -113,6 +113,7 @@ class Task(Row, frozen=True, kw_only=True):
     Attributes:
         base, order: fixed when it is published.
         reply, reply_size: the accepted reply's blob.
+        code, text: why there is no reply; of an accepted one, why it does not count (`reasons.GATE`).
         late: the reply came after the close, in an exchange that keeps such replies.
     """
 

@@ -15,11 +15,12 @@ from fedfleet_coordinator.clock import Now
 from fedfleet_coordinator.errors import BadRequest, NotFound
 from fedfleet_coordinator.exchanges import Exchanges, writable
 from fedfleet_coordinator.outbox import Outbox
-from fedfleet_coordinator.rows import Blob, GridAnswer, LogLine, Metrics, Position, Ref, Run, Turn
+from fedfleet_coordinator.rows import Blob, GridAnswer, LogLine, Metrics, Position, Ref, Run, Task, Turn
 from fedfleet_coordinator.store.port import Tx
+from fedfleet_protocol.exchange import TaskState
 from fedfleet_protocol.ids import AgentId, RunId
 from fedfleet_protocol.messages import BlobRef, ExchangeView, Log, Open, Over
-from fedfleet_protocol.reasons import RUN
+from fedfleet_protocol.reasons import GATE, RUN
 
 MAX_BARREN = 3
 MAX_LOG_LINES = 100_000
@@ -212,6 +213,25 @@ def metrics(
         tx.put(Metrics(run=run_id, server_round=server_round, kind=kind, values=values))
     if num_rounds and num_rounds != run.num_rounds:
         tx.put(msgspec.structs.replace(run, num_rounds=num_rounds))
+    out.changed(run_id)
+
+
+def left_out(tx: Tx, run_id: RunId, epoch: str, n: int, why: dict[AgentId, tuple[str, str]], out: Outbox) -> None:
+    """Note why accepted replies of an exchange do not count; what is said of other tasks changes nothing.
+
+    Args:
+        why: a code of `reasons.GATE` and a sentence for each agent whose reply was left out.
+
+    Raises:
+        StaleEpoch, RunIsOver: the runner was replaced, or the run has ended. BadRequest: there is no such code.
+    """
+    writable(tx, run_id, epoch)
+    for agent, (code, text) in why.items():
+        if code not in GATE:
+            raise BadRequest(f"{code[:40]!r} is no reason to leave a reply out")
+        task = tx.get(Task, run_id, n, agent)
+        if task is not None and task.state is TaskState.ACCEPTED:
+            tx.put(msgspec.structs.replace(task, code=code, text=text[:500]))
     out.changed(run_id)
 
 

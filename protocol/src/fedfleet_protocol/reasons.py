@@ -44,8 +44,9 @@ GATE: dict[str, str] = {
     "weight_cap": "the weight is more than the allowed multiple of the cohort's median",
     "norm_bound": "the update is farther from what was sent than the norm bound allows",
     "unreadable": "the reply is not a record stream",
+    "app_error": "the app failed on the device",
 }
-"""Why the update gate refused a reply."""
+"""Why a reply that arrived does not count: the update gate refused it, or it is an error itself."""
 
 RUN: dict[str, str] = {
     "finished": "the app ended by itself",

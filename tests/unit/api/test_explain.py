@@ -58,6 +58,27 @@ def test_run_says_for_each_agent_why_it_is_not_in_the_round(store: MemoryStore) 
     assert len(told["lines"]) == 5
 
 
+def test_reply_that_was_left_out_counts_as_such_and_says_why(store: MemoryStore) -> None:
+    with store.transaction() as tx:
+        tx.put(task(0, TaskState.ACCEPTED, code="not_finite", text="array 'w' holds NaN", settled_wall=999_990.0))
+        snapshot, told = run_snapshot(tx, RUN, NOW), explain_run(tx, RUN, NOW)
+        lines, states = explain_agent(tx, IDS[0], NOW)["lines"], [one["state"] for one in timeline(tx, RUN)["tasks"]]
+    exchange = snapshot["exchange"]
+    assert (exchange["settled"], exchange["accepted"], exchange["left_out"]) == (2, 0, 1)
+    assert (exchange["agents"][0]["state"], exchange["agents"][0]["code"]) == ("left out", "not_finite")
+    assert states == ["left out", "declined", "published"]
+    assert "0 of 3 replies are in, 1 was left out, 1 will not come" in told["text"]
+    assert told["lines"][0] == "agent edge-0 is not in exchange 3 (train): array 'w' holds NaN" == lines[0][:62]
+
+
+def test_reply_that_is_an_error_is_a_failure(store: MemoryStore) -> None:
+    with store.transaction() as tx:
+        tx.put(task(0, TaskState.ACCEPTED, code="app_error", text="", settled_wall=999_990.0))
+        exchange, told = run_snapshot(tx, RUN, NOW)["exchange"], explain_run(tx, RUN, NOW)
+    assert exchange["agents"][0]["state"] == "failed" and exchange["accepted"] == 0
+    assert told["lines"][0] == "agent edge-0 is not in exchange 3 (train): the app failed on the device"
+
+
 @pytest.mark.parametrize(
     ("index", "text"),
     [

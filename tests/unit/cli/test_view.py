@@ -22,6 +22,15 @@ def test_screen_shows_round_agents_reasons_and_metrics() -> None:
     assert "server accuracy" in text and "0.8125" in text
 
 
+def test_replies_that_were_left_out_are_shown_as_such() -> None:
+    exchange = snapshot()["exchange"] | {"state": "closed", "reason": "all", "left_out": 1, "accepted": 0}
+    exchange["agents"][0] |= {"state": "left out", "code": "not_finite", "text": "array 'w' holds NaN"}
+    text = drawn(screen(snapshot(exchange=exchange), None))
+    assert "2 of 3 settled, 0 accepted, 1 left out" in text and "not_finite: array 'w' holds NaN" in text
+    lines = Story().lines(snapshot(exchange=exchange))
+    assert any("left out: not_finite: array 'w' holds NaN" in line for line in lines)
+
+
 def test_screen_says_that_the_coordinator_is_away_and_the_run_goes_on() -> None:
     text = drawn(screen(snapshot(), Away("connection refused", 3.4)))
     assert "the coordinator is away for 3 s, reconnecting; the run goes on" in text

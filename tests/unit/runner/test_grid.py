@@ -9,6 +9,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
+from fedfleet_coordinator.rows import Task
 from fedfleet_coordinator.runner import replies
 from fedfleet_coordinator.runner.execution import App, Outcome
 from fedfleet_coordinator.runner.patience import Patience
@@ -104,6 +105,33 @@ def test_an_agent_that_declines_or_raises_is_an_error_with_its_node_and_reason(t
     assert low.has_error() and "battery 11% < 20% (battery)" in low.error.reason and low.metadata.src_node_id > 1
     assert raised.has_error() and "no data here" in raised.error.reason
     assert fine.has_content()
+
+
+@pytest.mark.parametrize("pushed", [False, True])
+def test_the_hub_is_told_which_replies_were_left_out_and_why(pushed: bool, tmp_path: Path) -> None:
+    def client(message: Message, context: Context) -> Any:
+        match context.node_config["partition-id"]:
+            case 0:
+                return Message(content(float("nan")), reply_to=message)
+            case 1:
+                raise ValueError("no data here")
+        return device(message, context)
+
+    def script(grid: Any) -> None:
+        if not pushed:
+            grid.send_and_receive(to_all(grid, content()))
+            return
+        ids = grid.push_messages(to_all(grid, content()))
+        got = 0
+        while got < 3:
+            got += len(grid.pull_messages(ids))
+
+    _, _, hub = play(script, tmp_path, client, agents=3)
+    with hub.store_.transaction() as tx:
+        nan, raised, fine = tx.find(Task)
+    assert (nan.code, nan.text.partition(" (")[0]) == ("not_finite", "array 'w' holds NaN or infinity")
+    assert raised.code == "app_error" and "no data here" in raised.text
+    assert (fine.code, fine.text) == ("", "") and {nan.state, raised.state, fine.state} == {"accepted"}
 
 
 def test_an_agent_that_is_silent_until_the_deadline_gives_no_reply(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ import time
 from typing import Any
 
 from fedfleet_coordinator import fleet
-from fedfleet_coordinator.api.snapshots import agent_row, run_row
+from fedfleet_coordinator.api.snapshots import agent_row, run_row, uncounted
 from fedfleet_coordinator.clock import Now
 from fedfleet_coordinator.rows import Agent, Exchange, Run, Task
 from fedfleet_coordinator.store.port import Tx
 from fedfleet_protocol.exchange import ExchangeState, TaskState
 from fedfleet_protocol.ids import AgentId, RunId
-from fedfleet_protocol.reasons import CLOSE, DECLINE, RUN
+from fedfleet_protocol.reasons import CLOSE, DECLINE, GATE, RUN
 
 _RECENT = 5
 _MANY = 200
@@ -32,7 +32,7 @@ def explain_agent(tx: Tx, agent: AgentId, now: Now) -> dict[str, Any]:
     tasks = tx.find(Task, agent=agent)
     open_tasks = [task for task in tasks if task.state is TaskState.PUBLISHED and _open(tx, task)]
     lines = [f"agent {name} works on {round_of(tx, task)} of run {task.run}" for task in open_tasks]
-    refused = [task for task in tasks if task.state in (TaskState.DECLINED, TaskState.MISSED)]
+    refused = [task for task in tasks if task.state.terminal and task.code]
     refused.sort(key=lambda task: task.settled_wall or 0.0, reverse=True)
     lines += [f"{absence(tx, name, task)} ({_when(task.settled_wall)})" for task in refused[:_RECENT]]
     for run in tx.find(Run, state=("pending", "running")):
@@ -92,13 +92,14 @@ def round_of(tx: Tx, task: Task) -> str:
 
 def absence(tx: Tx, name: str, task: Task) -> str:
     """Return the sentence that says why an agent's reply is not in an exchange."""
-    why = task.text or DECLINE.get(task.code) or CLOSE.get(task.code) or task.code or "no reason is known"
+    known = DECLINE.get(task.code) or CLOSE.get(task.code) or GATE.get(task.code)
+    why = task.text or known or task.code or "no reason is known"
     return f"agent {name} is not in {round_of(tx, task)}: {why}"
 
 
 def _about(tx: Tx, name: str, task: Task) -> list[str]:
     match task.state:
-        case TaskState.ACCEPTED:
+        case TaskState.ACCEPTED if not task.code:
             return []
         case TaskState.PUBLISHED:
             return [f"agent {name} works on {round_of(tx, task)} since {_when(task.published_wall)}"]
@@ -127,8 +128,12 @@ def _summary(tx: Tx, run: Run, exchange: Exchange | None, now: Now) -> str:
             return f"run {run.run} waits for agents: {there} of the {run.min_agents} it needs are there"
         return f"run {run.run} is {run.state}; its app is between exchanges, and {there} agents are there"
     left = max(0.0, exchange.deadline_at - now.up)
-    text = f"run {run.run} is in exchange {exchange.n} ({exchange.label or 'no label'}): {exchange.accepted} of "
-    text += f"{exchange.expected} replies are in, {exchange.settled - exchange.accepted} will not come; "
+    left_out = uncounted(tx.find(Task, run=run.run, n=exchange.n))
+    text = f"run {run.run} is in exchange {exchange.n} ({exchange.label or 'no label'}): "
+    text += f"{exchange.accepted - left_out} of {exchange.expected} replies are in, "
+    if left_out:
+        text += f"{left_out} {'was' if left_out == 1 else 'were'} left out, "
+    text += f"{exchange.settled - exchange.accepted} will not come; "
     if exchange.quorum and exchange.grace_at is not None:
         return text + f"the quorum is reached, it closes in {max(0.0, exchange.grace_at - now.up):.0f} s"
     return text + f"it closes in {left:.0f} s at the latest"

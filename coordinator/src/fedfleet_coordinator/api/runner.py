@@ -51,6 +51,10 @@ class _Metrics(msgspec.Struct):
     num_rounds: int = 0
 
 
+class _LeftOut(msgspec.Struct):
+    why: dict[AgentId, tuple[str, str]]
+
+
 class _Lines(msgspec.Struct):
     lines: list[str]
 
@@ -150,6 +154,15 @@ async def view(run: RunId, n: int, hub: Hub, epoch: Epoch = "", wait: float = 0.
     if found is None:
         found = await hub.engine.do(look_at)
     return Response(encode(found), media_type=MSGPACK)
+
+
+@router.post("/v1/runner/{run}/exchanges/{n}/left-out", include_in_schema=False)
+@allow(Role.RUNNER, max_bytes=LARGE_BODY_BYTES)
+async def left_out(run: RunId, n: int, request: Request, hub: Hub, epoch: Epoch = "") -> Response:
+    """Note which replies of an exchange do not count, and why."""
+    told: _LeftOut = unpacked(await body_of(request), _LeftOut)
+    await hub.engine.do(lambda tx, now, out: runs.left_out(tx, run, epoch, n, told.why, out))
+    return packed({})
 
 
 @router.post("/v1/runner/{run}/checkpoint", include_in_schema=False)

@@ -1,5 +1,6 @@
 """Rows as JSON for people: pure functions of a transaction. Times are seconds since the epoch."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from fedfleet_coordinator.clock import Now
@@ -97,7 +98,7 @@ def timeline(tx: Tx, run: RunId) -> Json:
                 "label": exchanges.get(task.n, ""),
                 "published": task.published_wall,
                 "settled": task.settled_wall,
-                "state": task.state,
+                "state": shown_state(task),
                 "code": task.code,
             }
         )
@@ -157,17 +158,32 @@ def token_json(row: Token) -> Json:
     }
 
 
+def shown_state(task: Task) -> str:
+    """Return a task's state as people are told it: a reply may have arrived safely and still not count."""
+    if task.state is not TaskState.ACCEPTED or not task.code:
+        return task.state
+    return "failed" if task.code == "app_error" else "left out"
+
+
+def uncounted(tasks: Iterable[Task]) -> int:
+    """Return how many replies that were in time do not count."""
+    return sum(task.state is TaskState.ACCEPTED and bool(task.code) and not task.late for task in tasks)
+
+
 def _exchange(tx: Tx, row: Exchange, now: Now) -> Json:
+    tasks = tx.find(Task, run=row.run, n=row.n)
+    left_out = uncounted(tasks)
     return {
         "n": row.n,
         "label": row.label,
         "state": row.state,
         "expected": row.expected,
         "settled": row.settled,
-        "accepted": row.accepted,
+        "accepted": row.accepted - left_out,
+        "left_out": left_out,
         "reason": row.reason,
         "remaining_s": round(max(0.0, row.deadline_at - now.up), 1) if not row.reason else 0.0,
-        "agents": [_task(tx, task, now) for task in tx.find(Task, run=row.run, n=row.n)],
+        "agents": [_task(tx, task, now) for task in tasks],
     }
 
 
@@ -176,7 +192,7 @@ def _task(tx: Tx, task: Task, now: Now) -> Json:
     return {
         "agent": task.agent,
         "labels": _labels(tx, task.agent),
-        "state": task.state,
+        "state": shown_state(task),
         "code": task.code,
         "text": task.text,
         "seconds": round(until - task.published_wall, 3) if until and task.published_wall else None,

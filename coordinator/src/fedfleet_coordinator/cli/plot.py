@@ -18,6 +18,7 @@ MAX_AGENTS = 60
 _SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
 _STATES = {
     "accepted": "#009e73", "published": "#56b4e9", "waiting": "#dddddd", "declined": "#e69f00", "missed": "#d55e00",
+    "left out": "#cc79a7", "failed": "#000000",
 }  # fmt: skip
 _PALE = 0.55
 _QUIET = ("num-examples",)

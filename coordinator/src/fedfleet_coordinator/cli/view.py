@@ -16,7 +16,8 @@ Json = dict[str, Any]
 _COLOURS = {
     "finished": "green", "accepted": "green", "eligible": "green", "online": "green", "active": "green", "ok": "green",
     "running": "cyan", "pending": "yellow", "waiting": "dim", "published": "cyan",
-    "failed": "red", "missed": "red", "revoked": "red", "declined": "yellow", "offline": "dim", "stopped": "yellow",
+    "failed": "red", "missed": "red", "revoked": "red", "declined": "yellow", "left out": "yellow",
+    "offline": "dim", "stopped": "yellow",
 }  # fmt: skip
 SHOWN_ROUNDS = 6
 SHOWN_AGENTS = 20
@@ -100,7 +101,7 @@ def agents_table(agents: list[Json], *, limit: int | None = None) -> Table:
 
 def _interest(agent: Json) -> int:
     """Those with trouble first, those who are done last."""
-    order = {"missed": 0, "declined": 0, "published": 1, "waiting": 2, "accepted": 3}
+    order = {"missed": 0, "declined": 0, "left out": 0, "failed": 0, "published": 1, "waiting": 2, "accepted": 3}
     return order.get(agent.get("state", ""), 1)
 
 
@@ -143,6 +144,8 @@ def screen(snapshot: Json | None, away: Away | None) -> RenderableType:
         parts.append(Text(f"the coordinator is away for {away.seconds:.0f} s, reconnecting; the run goes on", "yellow"))
     if exchange:
         settled = f"{exchange['settled']} of {exchange['expected']} settled, {exchange['accepted']} accepted"
+        if exchange.get("left_out"):
+            settled += f", {exchange['left_out']} left out"
         parts.append(Text(f"exchange {exchange['n']} {exchange.get('label') or ''}: {settled}", style="dim"))
         parts.append(agents_table(exchange.get("agents", []), limit=SHOWN_AGENTS))
     table = metrics_table(snapshot.get("metrics", []), rounds=SHOWN_ROUNDS)

@@ -20,6 +20,8 @@ from fedfleet_protocol.messages import BlobRef, Checkpoint, ExchangeView, Open, 
 
 _MAX_VIEW_BYTES = 64 << 20
 _TRIES_OF_A_BLOB = 3
+_TOLD_AT_ONCE = 5000
+"""So many sentences of why a reply was left out go into one request."""
 _RAW = {"Content-Type": "application/octet-stream"}
 _log = logging.getLogger("fedfleet")
 
@@ -115,6 +117,13 @@ class HttpHub:
             os.close(download.fd)
             _log.warning("blob %s came with other bytes than its digest says; fetching it again", blob.digest[:12])
         raise HubRefused(f"blob {blob.digest[:12]} comes with other bytes than its digest says")
+
+    def tell_left_out(self, n: int, why: dict[AgentId, tuple[str, str]]) -> None:
+        """Note which replies do not count."""
+        agents = list(why)
+        for start in range(0, len(agents), _TOLD_AT_ONCE):
+            part = {agent: why[agent] for agent in agents[start : start + _TOLD_AT_ONCE]}
+            self._wire.ask("POST", f"/exchanges/{n}/left-out", msgspec.msgpack.encode({"why": part}))
 
     def tell_metrics(self, server_round: int, kind: str, values: dict[str, Any], num_rounds: int) -> None:
         """Keep the metrics of a round."""

@@ -63,6 +63,10 @@ class Hub(Protocol):
         """Return a descriptor of a file with the blob's bytes, to be read only, and to be closed by the caller."""
         ...
 
+    def tell_left_out(self, n: int, why: dict[AgentId, tuple[str, str]]) -> None:
+        """Note which replies of exchange `n` do not count: for each agent a code of `reasons.GATE` and a sentence."""
+        ...
+
     def tell_metrics(self, server_round: int, kind: str, values: dict[str, Any], num_rounds: int) -> None:
         """Keep the metrics of a round."""
         ...

@@ -30,6 +30,7 @@ KEEP_ARRAYS = 50_000
 """About 40 MB of Python objects; with more arrays in one exchange a message is made anew for each reader."""
 _PLAIN_MANIFEST_BYTES = 4 << 20
 _MAX_CONTAINERS = 8 << 20
+_TOLD_CHARS = 500
 _ERRORS = {
     "bundle": compat.INVALID_FAB,
     "packages": compat.LOAD_CLIENT_APP_EXCEPTION,
@@ -68,6 +69,7 @@ class Arrival:
         error: what came, or what we say, in place of a content.
         arrays: how many arrays it holds.
         finding: what the gate found.
+        left_out: why a reply that came does not count; None if it does, or if none came.
     """
 
     task: Task
@@ -75,6 +77,7 @@ class Arrival:
     error: Error | None = None
     arrays: int = 0
     finding: gate.Finding = field(default_factory=gate.Finding)
+    left_out: gate.Refusal | None = None
 
     def message(self, against: gate.Sent) -> Message:
         """Return the reply as Flower's message."""
@@ -110,6 +113,7 @@ def arrived(task: Task, fd: int, against: gate.Sent, settings: gate.Settings) ->
         stored = _read(arrival.file)
         if (failure := stored.failure) is not None:
             arrival.fail(failure.code, failure.reason)
+            arrival.left_out = gate.Refusal("app_error", failure.reason[:_TOLD_CHARS])
             return arrival
         records = stored.records()
         arrival.arrays = sum(len(entry.arrays) for entry in stored.manifest.records)
@@ -133,6 +137,7 @@ def close(arrivals: Sequence[Arrival], against: gate.Sent, settings: gate.Settin
     refused = []
     for arrival, verdict in zip(judged, verdicts, strict=True):
         if verdict is not None:
+            arrival.left_out = gate.Refusal(verdict.code, verdict.text[:_TOLD_CHARS])
             arrival.fail(
                 compat.REPLY_MESSAGE_UNAVAILABLE,
                 f"the update gate left out the reply of agent {arrival.task.agent}: {verdict.text} ({verdict.code})",

@@ -148,6 +148,7 @@ class Sender:
         strictest = next(iter(batch.against.values()))
         for refused in replies.close(ordered, strictest, self._settings):
             _log.warning("exchange %d: %s", batch.n, refused.error_text)
+        self._tell_left_out(batch.n, ordered)
         for agent, task in batch.tasks.items():
             self.tally.count(task, arrivals.get(agent))
         return [(arrival, batch.against[arrival.task.agent]) for arrival in ordered]
@@ -162,7 +163,18 @@ class Sender:
         """Let the gate judge a reply that was pulled by itself, and count it."""
         for refused in replies.close([arrival], against, self._settings):
             _log.warning("exchange %d: %s", refused.task.n, refused.error_text)
+        self._tell_left_out(arrival.task.n, [arrival])
         self.tally.count(arrival.task, arrival)
+
+    def _tell_left_out(self, n: int, arrivals: list[Arrival]) -> None:
+        """Tell the hub which replies do not count, for those who watch the run."""
+        why = {
+            arrival.task.agent: (arrival.left_out.code, arrival.left_out.text)
+            for arrival in arrivals
+            if arrival.left_out is not None
+        }
+        if why:
+            self._hub.tell_left_out(n, why)
 
     def _to_nobody(self, message: Message) -> Arrival:
         """Return what stands for the reply of a node that no answer ever named."""
