@@ -135,6 +135,9 @@ class Freezer:
                 return ["T", self._array(value.detach().cpu().numpy(), path)]
             except (TypeError, RuntimeError) as error:
                 raise _Unfreezable(f"{path} of type {type(value).__name__}") from error
+        if isinstance(value, Strategy) and _restores(value):
+            own: Any = value
+            return ["P", self._node(own.state(), f"{path}.state()", depth)]
         if not isinstance(value, Strategy) and _keeps_state(value):
             return ["S", self._node(value.state_dict(), f"{path}.state_dict()", depth)]
         if hasattr(value, "__dict__"):
@@ -320,6 +323,14 @@ class Thawer:
             self.left_out.append(path)
         return old
 
+    def _restored(self, rest: list[Any], old: Any, path: str, place: int) -> Any:
+        state = self._value(rest[0], None, path)
+        if _restores(old):
+            old.restore(state)
+        else:
+            self.left_out.append(path.removeprefix("state."))
+        return old
+
     def _instance(self, rest: list[Any], old: Any, path: str, place: int) -> Any:
         self._made[place] = old
         fields = vars(old) if hasattr(old, "__dict__") else None
@@ -343,6 +354,7 @@ class Thawer:
         "r": _random,
         "T": _tensor,
         "S": _stateful,
+        "P": _restored,
         "o": _instance,
     }
 
@@ -367,6 +379,11 @@ def _utf8(text: str) -> bool:
 def _is_tensor(value: object) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _restores(value: Any) -> bool:
+    """Whether a strategy says itself what must survive, as those of fedfleet_strategies do."""
+    return callable(getattr(value, "state", None)) and callable(getattr(value, "restore", None))
 
 
 def _keeps_state(value: object) -> bool:
