@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
+import urllib3
+from msgspec.structs import replace
 
 from fedfleet_agent.errors import AgentError, GrantRefused, HubRefused, TransferCancelled
 from fedfleet_agent.hub import Hub, Patience, tls_context
@@ -37,6 +39,16 @@ def quick_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Patience, "LONGEST_S", 0.3)
 
 
+class NotingHub(Hub):
+    """The coordinator over HTTPS; notes what was asked for."""
+
+    asked: tuple[str, ...] = ()
+
+    def open(self, method: str, path: str, **request: Any) -> urllib3.BaseHTTPResponse:
+        self.asked = (*self.asked, path)
+        return super().open(method, path, **request)
+
+
 class Agent:
     """A device with its blob folder."""
 
@@ -51,7 +63,7 @@ class Agent:
             key=self.device.key_file,
             services_ca_pem=api.pki.ca_pem("services"),
         )
-        self.hub = Hub(url or api.url, context)
+        self.hub = NotingHub(url or api.url, context)
         self.transfer = Transfer(self.hub, random.Random(number))
 
     def note(self, count: int) -> None:
@@ -82,6 +94,17 @@ def test_blob_of_one_block_needs_no_list_of_blocks(api: Api, tmp_path: Path, siz
     with Agent(api, 2, tmp_path / "blobs") as agent:
         grant = api.grant("GET", blocks, agent.device.agent)
         assert agent.transfer.fetch(grant, agent.folder, cancel=agent.cancel).read_bytes() == data
+
+
+@pytest.mark.parametrize("carried", ["right", "none", "wrong"])
+def test_list_of_blocks_that_came_with_the_task_is_not_asked_for(api: Api, tmp_path: Path, carried: str) -> None:
+    data = os.urandom(2 * BLOCK_BYTES + 9)
+    blocks = api.stored(data)
+    lists = {"right": blocks.digests, "none": b"", "wrong": bytes(len(blocks.digests))}
+    with Agent(api, 4, tmp_path / "blobs") as agent:
+        grant = replace(api.grant("GET", blocks, agent.device.agent), blocks=lists[carried])
+        assert agent.transfer.fetch(grant, agent.folder, cancel=agent.cancel).read_bytes() == data
+        assert (f"{grant.path}/blocks" in agent.hub.asked) == (carried != "right")
 
 
 def test_inline_payload_needs_no_hub(api: Api, tmp_path: Path) -> None:
@@ -241,6 +264,7 @@ def _bring_over(api: Api, folder: Path, number: int, *, size: int, bits_s: float
         agent.transfer.upload(folder / "update", grant, blocks, cancel=agent.cancel, moved=agent.note)
         row = api.do(lambda tx, now, out: tx.get(Blob, blocks.digest))
         assert row is not None and api.services.blobs.path(row.file).read_bytes() == data
+        assert row.blocks == blocks.digests
         print(f"{link.up} bytes over the link for {size}, {link.up / size:.3f}, {link.cuts} cuts")
         assert link.cuts >= 2
         assert link.up <= size * 1.05

@@ -15,7 +15,7 @@ from fedfleet_coordinator.exchanges import Exchanges
 from fedfleet_coordinator.outbox import Outbox
 from fedfleet_coordinator.rows import Agent, Blob, Run, Task, Turn
 from fedfleet_coordinator.store.memory import MemoryStore
-from fedfleet_protocol.blocks import blocks_of
+from fedfleet_protocol.blocks import BLOCK_BYTES, BlockList, blocks_of
 from fedfleet_protocol.errors import Malformed
 from fedfleet_protocol.exchange import TaskState
 from fedfleet_protocol.ids import AgentId, Digest, agent_id, run_id
@@ -78,6 +78,15 @@ def test_deadline_that_never_comes_is_refused(deadline_s: float) -> None:
 def test_infinite_deadline_is_made_finite() -> None:
     (notice,) = Scene().open(deadline_s=math.inf)
     assert isinstance(notice, Notice) and math.isfinite(notice.remaining_s)
+
+
+def test_short_list_of_blocks_rides_in_the_task() -> None:
+    scene, digests = Scene(), bytes(range(64))
+    large = BlobRef(BlockList(BLOCK_BYTES + 1, digests).digest, BLOCK_BYTES + 1)
+    with scene.store.transaction() as tx:
+        tx.put(Blob(digest=large.digest, size=large.size, file="large", blocks=digests))
+    (notice,) = scene.open(cohort={AGENT: large})
+    assert isinstance(notice, Notice) and notice.payload.blocks == digests
 
 
 def test_cohort_with_a_wildcard_for_an_agent_is_refused() -> None:

@@ -145,6 +145,11 @@ class BlobFolder:
         upload = self._uploads.get(digest)
         return upload is not None and upload.verifier.complete
 
+    def listed(self, digest: Digest) -> bytes:
+        """Return an upload's list of blocks; empty if it was not begun, or is completed."""
+        upload = self._uploads.get(digest)
+        return b"" if upload is None else upload.verifier.blocks.digests
+
     def complete(self, digest: Digest) -> str:
         """Make a whole upload durable under a name of its own; return the name. A row may name it from now on.
 

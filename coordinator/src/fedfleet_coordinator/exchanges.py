@@ -328,14 +328,15 @@ class Exchanges:
         )  # fmt: skip
 
     def _grant(self, tx: Tx, method: str, blob: BlobRef, task: Task, now: Now, *, inline: bool = True) -> Grant:
-        row = tx.get(Blob, blob.digest) if method == "GET" and inline else None
-        if row is not None and row.inline is not None:
+        row = tx.get(Blob, blob.digest) if method == "GET" else None
+        if row is not None and row.inline is not None and inline:
             return Grant(blob, inline=row.inline)
         expires = now.wall + self._limits.capability_s
         proof = self._granter.grant(
             method=method, blob=blob, agent=task.agent, run=task.run, n=task.n, expires_wall=expires
         )
-        return Grant(blob, f"/v1/{'blobs' if method == 'GET' else 'uploads'}/{blob.digest}", proof)
+        path = f"/v1/{'blobs' if method == 'GET' else 'uploads'}/{blob.digest}"
+        return Grant(blob, path, proof, blocks=b"" if row is None else row.blocks)
 
     def _quoted(self, tx: Tx, agent: AgentId, run: RunId, n: int, order: str) -> Task | None:
         task = tx.get(Task, run, n, agent)

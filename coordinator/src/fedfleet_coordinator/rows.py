@@ -156,7 +156,11 @@ class Turn(Row, frozen=True, kw_only=True):
 
 
 class Blob(Row, frozen=True, kw_only=True):
-    """Bytes that are durable here: in a file with a name of its own, or in this row."""
+    """Bytes that are durable here: in a file with a name of its own, or in this row.
+
+    Attributes:
+        blocks: the SHA-256 of each block, if there are at most `CARRIED_BLOCKS`: they ride in tasks.
+    """
 
     KEY = ("digest",)
 
@@ -165,6 +169,7 @@ class Blob(Row, frozen=True, kw_only=True):
     file: str = ""
     inline: bytes | None = None
     stored_at: float = 0.0
+    blocks: bytes = b""
 
 
 class Ref(Row, frozen=True, kw_only=True):

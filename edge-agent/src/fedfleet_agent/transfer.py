@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -127,8 +128,11 @@ class Transfer:
     # --- fetching ----------------------------------------------------------------------------------------------------
 
     def _blocks(self, grant: Grant, target: Path, patience: Patience) -> BlockList:
-        """Return the blob's list of blocks, from an earlier try or from the hub."""
+        """Return the blob's list of blocks: from the grant, from an earlier try, or from the hub."""
         blob, kept = grant.blob, target.with_name(target.name + BLOCKS)
+        if grant.blocks:
+            with suppress(Malformed):
+                return checked_blocks(blob.digest, blob.size, grant.blocks)
         if kept.is_file():
             try:
                 return checked_blocks(blob.digest, blob.size, kept.read_bytes())

@@ -15,6 +15,8 @@ from fedfleet_protocol.ids import AgentId, Digest, Order, RunId
 SCHEMA = 1
 INLINE_BYTES = 64 << 10
 """A payload of at most this many bytes rides inside its message and needs no HTTPS."""
+CARRIED_BLOCKS = 64
+"""The list of a blob of at most so many blocks rides in a task, which saves a device that is far away a round trip."""
 MAX_MESSAGE_BYTES = 256 << 10
 """No control message is larger: an inline payload, a run's configuration, names and signatures."""
 
@@ -50,12 +52,15 @@ class Grant(Value, frozen=True):
         path: where, relative to the coordinator's data address, or an absolute https URL.
         capability: the proof, for the header `Fedfleet-Capability`; empty if the bytes are inline.
         inline: the bytes themselves, when there are at most `INLINE_BYTES`.
+        blocks: the SHA-256 of each block, one behind the other, if there are at most `CARRIED_BLOCKS`; otherwise empty:
+            then the list has to be asked for.
     """
 
     blob: BlobRef
     path: str = ""
     capability: str = ""
     inline: bytes | None = None
+    blocks: bytes = b""
 
 
 # --- agent and coordinator ------------------------------------------------------------------------------------------

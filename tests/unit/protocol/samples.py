@@ -19,7 +19,7 @@ def digest(text: str) -> Digest:
 ORDER = Order(digest("order"))
 CONFIG: messages.Config = {"lr": 0.1, "epochs": 3, "name": "x", "on": True}
 GRANT = Grant(BlobRef(digest("payload"), 4), path="/v1/blobs/x", capability="proof", inline=b"\x00\xff\x80\x7f")
-BUNDLE = Grant(BlobRef(digest("bundle"), 1 << 20), path="/v1/blobs/y", capability="proof")
+BUNDLE = Grant(BlobRef(digest("bundle"), 1 << 20), path="/v1/blobs/y", capability="proof", blocks=bytes(range(32)))
 NOTICE = messages.Notice(
     run=RUN,
     n=3,

@@ -183,7 +183,10 @@ async def keep(hub: Services, stored: Stored) -> None:
             if stored.file:
                 out.after_commit(lambda: hub.blobs.unlink(stored.file))
             return
-        row = Blob(digest=stored.digest, size=stored.size, file=stored.file, inline=stored.inline, stored_at=now.up)
+        row = Blob(
+            digest=stored.digest, size=stored.size, file=stored.file, inline=stored.inline, blocks=stored.blocks,
+            stored_at=now.up,
+        )  # fmt: skip
         tx.put(row)
 
     await hub.engine.do(put)

@@ -23,7 +23,7 @@ from fedfleet_coordinator.blobs import BlobFolder
 from fedfleet_coordinator.errors import BadRequest, Busy, WrongBlock, WrongOffset
 from fedfleet_protocol.blocks import blocks_of
 from fedfleet_protocol.ids import Digest
-from fedfleet_protocol.messages import INLINE_BYTES
+from fedfleet_protocol.messages import CARRIED_BLOCKS, INLINE_BYTES
 
 ACTIVE = 16
 WAITING = 64
@@ -43,12 +43,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A whole upload: durable in a file, or so few bytes that they belong into the row."""
+    """A whole upload: durable in a file, or so few bytes that they belong into the row.
+
+    Attributes:
+        blocks: its list of blocks, if that is short enough to ride in tasks.
+    """
 
     digest: Digest
     size: int
     file: str = ""
     inline: bytes | None = None
+    blocks: bytes = b""
 
 
 class Admission:
@@ -240,7 +245,9 @@ class Uploads:
             await asyncio.wait([task])
 
     async def _finish(self, digest: Digest, size: int, keep: Callable[[Stored], Awaitable[None]]) -> None:
-        await keep(Stored(digest, size, file=await self._in_thread(self._folder.complete, digest)))
+        blocks = self._folder.listed(digest)
+        name = await self._in_thread(self._folder.complete, digest)
+        await keep(Stored(digest, size, file=name, blocks=blocks if len(blocks) <= 32 * CARRIED_BLOCKS else b""))
 
     def close(self) -> None:
         """End the threads; what was put down stays."""

@@ -41,6 +41,7 @@ def upgrade() -> None:
         sa.Column("file", _TEXT, autoincrement=False, nullable=False),
         sa.Column("inline", sa.LargeBinary(), autoincrement=False, nullable=True),
         sa.Column("stored_at", sa.Double(), autoincrement=False, nullable=False),
+        sa.Column("blocks", sa.LargeBinary(), autoincrement=False, nullable=False),
         sa.PrimaryKeyConstraint("digest"),
     )
     op.create_index("ix_blob_stored_at", "blob", ["stored_at"])
