@@ -149,11 +149,16 @@ class Each:
             Refused: there are too few of them, or all were left out.
         """
         try:
-            return self._close(fold)
+            return self.fold_of(fold)
         finally:
             fold.close()
 
-    def _close(self, rows: Rows) -> Aggregate:
+    def fold_of(self, rows: Rows) -> Aggregate:
+        """Return what these rows come to; they stay.
+
+        Raises:
+            Refused: there are too few of them, or all were left out.
+        """
         n = len(rows.nodes)
         if not n:
             raise Refused("there is no update to aggregate")
