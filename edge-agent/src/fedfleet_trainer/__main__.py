@@ -1,6 +1,7 @@
 """`python -m fedfleet_trainer --socket PATH --handover DIR`: be a trainer for the agent that connects.
 
 `--connection FD` in place of `--socket` takes a connected socket that the agent's supervisor left open for its child.
+`--alone` leaves out the outer process: whoever holds the other end of the connection watches the app itself.
 """
 
 import argparse
@@ -22,12 +23,19 @@ def main(arguments: list[str] | None = None) -> int:
     where.add_argument("--socket", type=Path, help="Unix socket to listen on; made for its owner only")
     where.add_argument("--connection", type=int, help="descriptor of a connected socket")
     parser.add_argument("--handover", type=Path, required=True, help="folder shared with the agent")
+    parser.add_argument("--alone", action="store_true", help="call the app in this very process")
     options = parser.parse_args(arguments)
     # A stopped process does not see its agent go: the kernel wakes it, and the closed connection ends it.
     processes.on_parents_death(signal.SIGCONT)
     processes.adopt_orphans()
     folder = options.handover.resolve()
     agent = accept(options.socket) if options.socket else socket.socket(fileno=options.connection)
+    if options.alone:
+        from fedfleet_trainer.caller import main as call
+
+        processes.on_parents_death(signal.SIGKILL)
+        call(agent, folder)
+        return 0
     Keeper(agent, start_inner(agent, folder)).run()
     return 0
 

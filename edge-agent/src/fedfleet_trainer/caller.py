@@ -135,7 +135,7 @@ class _Call:
         """Return the reply's content and the state's; an app that raises answers with Flower's error."""
         from flwr.app import Context, Message, RecordDict
 
-        from fedfleet_flower import compat
+        from fedfleet_flower import chance, compat
         from fedfleet_flower.contents import from_failure, from_records, read_content
 
         work = self.work
@@ -145,6 +145,8 @@ class _Call:
         if work.state is not None:
             state = read_content(self.folder / handover.check_file_name(work.state)).records()
         compat.identify(run=work.run_number, node=work.node, task=self.number)
+        if work.seed is not None:
+            chance.seed(work.seed)
         message = compat.instruction(
             stored.records(),
             run=work.run_number,

@@ -77,6 +77,7 @@ class Work(Frame, frozen=True):
         run_number, node: the run and the agent as Flower sees them.
         run_config: overrides of the app's defaults, or all of it.
         remaining_s: until the agent ends the trainer.
+        seed: what the global random generators begin with; a device leaves them as they are.
     """
 
     order: Order = Order("")
@@ -87,6 +88,7 @@ class Work(Frame, frozen=True):
     node_config: Config = {}
     run_config: Config = {}
     remaining_s: float = 0.0
+    seed: int | None = None
 
 
 class Stop(Frame, frozen=True):

@@ -6,13 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from fedfleet_flower.chance import seed
 
-def seed(number: int) -> None:
-    """Let `random`, `numpy.random` and, where it is imported, `torch` begin with the run's seed."""
-    random.seed(number)
-    np.random.seed(number % 2**32)  # noqa: NPY002 - the global generator is what apps and Flower's strategies draw from
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(number)
+__all__ = ["restore", "seed", "state"]
 
 
 def state() -> dict[str, Any]:

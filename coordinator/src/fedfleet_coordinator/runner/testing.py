@@ -13,25 +13,23 @@ from flwr.app import Context, Message, RecordDict
 
 from fedfleet_coordinator import garbage, runs
 from fedfleet_coordinator.clock import Now
-from fedfleet_coordinator.errors import BadRequest, Fenced, Nondeterministic, RunIsOver, StaleEpoch
-from fedfleet_coordinator.exchanges import Exchanges, writable
+from fedfleet_coordinator.exchanges import Exchanges
 from fedfleet_coordinator.outbox import Outbox
-from fedfleet_coordinator.rows import Agent, Blob, GridAnswer, Position, Ref, Run
-from fedfleet_coordinator.runner.hub import Ending
+from fedfleet_coordinator.rows import Agent, Blob, Ref, Run
+from fedfleet_coordinator.runner.inprocess import Anybody, InProcessHub, Work, refused_as_told
 from fedfleet_coordinator.store.memory import MemoryStore
 from fedfleet_coordinator.store.port import Tx
 from fedfleet_flower import compat
 from fedfleet_flower.apps import last_lines
 from fedfleet_flower.contents import from_failure, from_message, from_records, read_content
 from fedfleet_protocol.blocks import BlockList, blocks_of
-from fedfleet_protocol.ids import AgentId, Digest, RunId, agent_id, flower_number, run_id
+from fedfleet_protocol.ids import AgentId, Digest, agent_id, flower_number, run_id
 from fedfleet_protocol.messages import (
     BlobRef,
     Checkpoint,
     Decline,
     ExchangeView,
     Notice,
-    Open,
     Over,
     Reply,
     ToAgent,
@@ -60,12 +58,7 @@ class Device:
     open: list[Notice] = field(default_factory=list)
 
 
-class _Anybody:
-    def grant(self, *, method: str, blob: BlobRef, agent: AgentId, run: RunId, n: int, expires_wall: float) -> str:
-        return "granted"
-
-
-class MemoryHub:
+class MemoryHub(InProcessHub):
     """A `Hub` with everything behind it.
 
     Args:
@@ -91,7 +84,7 @@ class MemoryHub:
         **run: Any,
     ) -> None:
         self.client, self.at_once = client, at_once
-        self.store_, self.exchanges = MemoryStore(), Exchanges(_Anybody())
+        self.store_, self.exchanges = MemoryStore(), Exchanges(Anybody())
         self.files: dict[str, bytes] = {}
         self.now, self.calls = 0.0, 0
         self.die_at: int | None = None
@@ -143,18 +136,6 @@ class MemoryHub:
 
     # --- the port -----------------------------------------------------------------------------------------------------
 
-    def look(self) -> tuple[Run, Position | None]:
-        """Return the run, and where it goes on."""
-
-        def look(tx: Tx, now: Now, out: Outbox) -> tuple[Run, Position | None]:
-            return writable(tx, self.run, self.epoch), tx.get(Position, self.run)
-
-        return self._call(look)
-
-    def open(self, request: Open) -> ExchangeView:
-        """Open an exchange, or return it."""
-        return self._call(lambda tx, now, out: runs.open_exchange(tx, request, self.exchanges, now, out))
-
     def view(self, n: int, *, seen: int, wait_s: float) -> ExchangeView:
         """Let some devices finish, or the time pass that the runner would wait."""
         view: ExchangeView = self._call(lambda tx, now, out: self.exchanges.view(tx, self.run, n))
@@ -176,25 +157,6 @@ class MemoryHub:
 
         return self._call(commit)
 
-    def nodes(self, k: int, *, at_least: int, unlike: list[AgentId] | None) -> tuple[list[AgentId], bool]:
-        """Return the agents that are there."""
-        return self._call(
-            lambda tx, now, out: runs.node_ids(tx, self.run, self.epoch, k, now, at_least=at_least, unlike=unlike)
-        )
-
-    def answer(self, k: int, kind: str, value: Any) -> Any:
-        """Record an answer, or return the recorded one."""
-
-        def ask(tx: Tx, now: Now, out: Outbox) -> Any:
-            if value is None:
-                recorded = tx.get(GridAnswer, self.run, k)
-                if recorded is not None and recorded.kind != kind:
-                    raise BadRequest("an answer to another question")
-                return recorded.value if recorded is not None else None
-            return runs.answer(tx, self.run, self.epoch, k, kind, value).value
-
-        return self._call(ask)
-
     def store(self, fd: int, blocks: BlockList) -> None:
         """Keep a blob."""
         data = os.pread(fd, blocks.size, 0)
@@ -212,32 +174,18 @@ class MemoryHub:
 
     def tell_metrics(self, server_round: int, kind: str, values: dict[str, Any], num_rounds: int) -> None:
         """Keep the metrics of a round; told twice, they are the same."""
-        self._call(
-            lambda tx, now, out: runs.metrics(tx, self.run, self.epoch, server_round, kind, values, num_rounds, out)
-        )
+        super().tell_metrics(server_round, kind, values, num_rounds)
         before = self.metrics.setdefault((server_round, kind), values)
         assert repr(before) == repr(values), f"round {server_round} has other {kind} metrics the second time"
 
-    def end(self, state: Ending, reason: str, text: str, model: BlobRef | None) -> None:
-        """End the run."""
-
-        def finish(tx: Tx, now: Now, out: Outbox) -> Run:
-            return runs.end_by_runner(tx, self.run, self.epoch, state, reason, text, model, self.exchanges, now, out)
-
-        self._call(finish)
-
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _call(self, work: Callable[[Tx, Now, Outbox], _T]) -> _T:
+    def _call(self, work: Work[_T]) -> _T:
         self.calls += 1
         if self.calls == self.die_at and not self.late:
             raise Killed
-        try:
+        with refused_as_told():
             answer = self._do(work)
-        except (StaleEpoch, RunIsOver) as error:
-            raise Fenced(str(error)) from error
-        except BadRequest as error:
-            raise Nondeterministic(str(error)) from error
         if self.calls == self.die_at:
             raise Killed
         if self.die_when is not None and self.die_when(self.row()):
@@ -245,7 +193,7 @@ class MemoryHub:
             raise Killed
         return answer
 
-    def _do(self, work: Callable[[Tx, Now, Outbox], _T]) -> _T:
+    def _do(self, work: Work[_T]) -> _T:
         self.now += _CALL_S
         out = Outbox()
         with self.store_.transaction() as tx:
