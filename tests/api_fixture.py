@@ -30,10 +30,11 @@ from fedfleet_coordinator.enrolment import Addresses
 from fedfleet_coordinator.exchanges import Exchanges
 from fedfleet_coordinator.outbox import Outbox
 from fedfleet_coordinator.pki import CAS, Pki, certificate_pem, public_der, write_private
-from fedfleet_coordinator.rows import Agent, Blob, Run
+from fedfleet_coordinator.rows import Agent, Blob, Exchange, Run, Task
 from fedfleet_coordinator.store.memory import MemoryStore
 from fedfleet_coordinator.store.port import Store, Tx
 from fedfleet_protocol.blocks import BlockList, blocks_of
+from fedfleet_protocol.exchange import TaskState
 from fedfleet_protocol.ids import AgentId, RunId, agent_id, run_id
 from fedfleet_protocol.messages import BlobRef, Grant
 
@@ -147,6 +148,13 @@ class Api:
 
     def grant(self, method: str, blocks: BlockList, agent: AgentId, *, expires_in_s: float = 600.0) -> Grant:
         blob, run = BlobRef(blocks.digest, blocks.size), run_id(bytes(16))
+        if method == "PUT":
+            self.do(
+                lambda tx, now, out: tx.put(
+                    Run(run=run, state="running"), Exchange(run=run, n=1, expected=99, deadline_at=1e9),
+                    Task(run=run, n=1, agent=agent, state=TaskState.PUBLISHED),
+                )
+            )  # fmt: skip
         proof = self.services.capabilities.grant(
             method=method, blob=blob, agent=agent, run=run, n=1, expires_wall=time.time() + expires_in_s
         )

@@ -1,5 +1,6 @@
 """The API over real TLS with real certificates: who may ask what, and what blobs survive."""
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -16,9 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedfleet_agent.enrol import request_for
 from fedfleet_coordinator.api import bodies, server
+from fedfleet_coordinator.api.reservations import TaskKey
 from fedfleet_coordinator.pki import Pki
-from fedfleet_coordinator.rows import Agent, Blob, Ref, Run, Token
+from fedfleet_coordinator.rows import Agent, Blob, Ref, Run, Task, Token
 from fedfleet_protocol.blocks import BLOCK_BYTES, BlockList, blocks_of
+from fedfleet_protocol.exchange import TaskState
+from fedfleet_protocol.ids import run_id
 from fedfleet_protocol.messages import Answer, Ask, BlobRef, Enrol, ExchangeView, Identity, Open, decode_as, encode
 from fedfleet_protocol.trust import HUB, open_envelope, seal, sign_bundle
 from tests.api_fixture import Api, Client, Device, running_api
@@ -374,6 +378,43 @@ def test_full_quota_is_said_in_words(tmp_path: Path) -> None:
         grant = api.grant("PUT", blocks, device.agent)
         status, body = begin(api.client(device), grant.path, blocks, grant.capability)
         assert (status, body["code"]) == (507, "quota_full")
+
+
+def test_agent_that_announces_made_up_blobs_keeps_room_for_two_of_them(tmp_path: Path) -> None:
+    with running_api(tmp_path / "hub", quota_bytes=10 * BLOCK_BYTES) as api:
+        device = api.device(1)
+        client = api.client(device)
+        for _ in range(20):
+            blocks = blocks_of([os.urandom(4), bytes(4 * BLOCK_BYTES - 4)])
+            grant = api.grant("PUT", blocks, device.agent)
+            assert begin(client, grant.path, blocks, grant.capability)[0] == 200
+        other, data = api.device(2), os.urandom(2 * BLOCK_BYTES)
+        grant = api.grant("PUT", blocks_of([data]), other.agent)
+        assert begin(api.client(other), grant.path, blocks_of([data]), grant.capability)[0] == 200
+
+
+def test_upload_for_a_task_that_is_settled_is_refused_and_what_was_begun_for_it_goes(tmp_path: Path) -> None:
+    with running_api(tmp_path / "hub", quota_bytes=4 * BLOCK_BYTES) as api:
+        device, blocks = api.device(1), blocks_of([bytes(4 * BLOCK_BYTES)])
+        grant, client = api.grant("PUT", blocks, device.agent), api.client(device)
+        assert begin(client, grant.path, blocks, grant.capability)[0] == 200
+        api.do(
+            lambda tx, now, out: tx.put(Task(run=run_id(bytes(16)), n=1, agent=device.agent, state=TaskState.MISSED))
+        )
+        status, said = begin(client, grant.path, blocks, grant.capability)
+        assert (status, said["code"]) == (403, "capability")
+
+        async def settle() -> None:
+            async def none(tasks: object) -> list[TaskKey]:
+                return []
+
+            await api.services.uploads.settle(none)
+
+        asyncio.run_coroutine_threadsafe(settle(), api.loop).result(10)
+        assert not list((tmp_path / "hub" / "blobs" / "partial").iterdir())
+        other = blocks_of([os.urandom(4 * BLOCK_BYTES)])
+        grant = api.grant("PUT", other, device.agent)
+        assert begin(client, grant.path, other, grant.capability)[0] == 200
 
 
 # --- what people ask --------------------------------------------------------------------------------------------------

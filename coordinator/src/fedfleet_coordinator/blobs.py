@@ -178,6 +178,19 @@ class BlobFolder:
                 self._completed[name] = time.monotonic()
         return name
 
+    def abandon(self, digest: Digest) -> None:
+        """Remove a partial upload, begun now or before this start; it waits for whoever writes to it at the moment."""
+        upload = self._uploads.get(digest)
+        with upload.lock if upload is not None else contextlib.nullcontext(), self._lock:
+            if self._uploads.get(digest) is not upload:
+                return  # it was completed, given up or begun while this waited
+            if upload is not None:
+                del self._uploads[digest]
+            elif digest not in self._idle:
+                return
+            self._used -= upload.verifier.blocks.size if upload is not None else self._idle.pop(digest)
+            (self._partial / digest).unlink(missing_ok=True)
+
     # --- finished blobs ----------------------------------------------------------------------------------------------
 
     def path(self, name: str) -> Path:

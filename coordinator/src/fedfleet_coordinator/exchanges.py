@@ -229,6 +229,11 @@ class Exchanges:
         notices.sort(key=lambda notice: (-notice.priority, notice.run, notice.n))
         return Answer(verdicts=tuple(verdicts), open=tuple(notices), over=tuple(over))
 
+    def awaits(self, tx: Tx, run: RunId, n: int, agent: AgentId) -> bool:
+        """Whether a reply of this agent would still be accepted: who else uploads one only takes room."""
+        task = tx.get(Task, run, n, agent)
+        return task is not None and task.state is TaskState.PUBLISHED and self._facts(tx, task).answerable
+
     # --- what time and people do -------------------------------------------------------------------------------------
 
     def tick(self, tx: Tx, now: Now, out: Outbox) -> None:

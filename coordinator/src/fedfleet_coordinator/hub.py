@@ -9,7 +9,7 @@ import logging
 import signal
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from fedfleet_coordinator import broker, enrolment, fleet, garbage, runs
 from fedfleet_coordinator.api.app import build_app
+from fedfleet_coordinator.api.reservations import TaskKey
 from fedfleet_coordinator.api.server import ApiServer, tls_context
 from fedfleet_coordinator.api.services import Services
 from fedfleet_coordinator.api.uploads import Uploads
@@ -122,7 +123,9 @@ class Hub:
         exchanges = Exchanges(capabilities, limits)
         blobs = BlobFolder(state / "blobs", quota_bytes=int(settings.blobs.quota_mb * 1e6))
         stack.callback(blobs.close)
-        self._engine, self._exchanges, self._blobs = engine, exchanges, blobs
+        uploads = Uploads(blobs)
+        stack.callback(uploads.close)
+        self._engine, self._exchanges, self._blobs, self._uploads = engine, exchanges, blobs, uploads
         await engine.do(self._recover)
         await self._sweep()
         await self._write_revoked()
@@ -132,7 +135,7 @@ class Hub:
         )  # fmt: skip
         link = self._link()
         services = Services(
-            engine=engine, exchanges=exchanges, blobs=blobs, uploads=Uploads(blobs), capabilities=capabilities,
+            engine=engine, exchanges=exchanges, blobs=blobs, uploads=uploads, capabilities=capabilities,
             pki=self._pki, addresses=Addresses(settings.broker.address, settings.api.url), on_submit=launcher.wake,
             on_revoke=self._revoked, ready=lambda: "" if link.ready.is_set() else "the MQTT broker cannot be reached",
         )  # fmt: skip
@@ -199,9 +202,13 @@ class Hub:
         while True:
             await asyncio.sleep(_GARBAGE_S)
             await self._engine.do(self._collect_once)
+            await self._uploads.settle(self._awaited)
             if time.monotonic() - swept_at > _SWEEP_S:
                 swept_at = time.monotonic()
                 await self._sweep()
+
+    async def _awaited(self, tasks: Collection[TaskKey]) -> list[TaskKey]:
+        return await self._engine.do(lambda tx, now, out: [task for task in tasks if self._exchanges.awaits(tx, *task)])
 
     def _collect_once(self, tx: Tx, now: Now, out: Outbox) -> None:
         for name in garbage.collect(tx, now, self._settings.blobs.grace_s):

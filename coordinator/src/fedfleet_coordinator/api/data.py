@@ -9,12 +9,13 @@ from fastapi import Header, Request
 from starlette.responses import Response
 
 from fedfleet_coordinator.api.bodies import SLICE_BYTES, Slices, body_of, length_of, packed
+from fedfleet_coordinator.api.reservations import TaskKey
 from fedfleet_coordinator.api.roles import Caller, Role, allow, guarded_router
 from fedfleet_coordinator.api.services import Hub, Services
 from fedfleet_coordinator.api.uploads import Stored
 from fedfleet_coordinator.capabilities import HEADER, Granted, Method
 from fedfleet_coordinator.clock import Now
-from fedfleet_coordinator.errors import BadRequest, Busy, NotFound, TooMuch
+from fedfleet_coordinator.errors import BadRequest, Busy, CapabilityRefused, NotFound, TooMuch
 from fedfleet_coordinator.outbox import Outbox
 from fedfleet_coordinator.pki import Peer
 from fedfleet_coordinator.rows import Blob
@@ -52,7 +53,10 @@ async def fetch_blocks(digest: str, hub: Hub, caller: Caller, proof: Proof = "")
 async def begin(digest: str, request: Request, hub: Hub, caller: Caller, proof: Proof = "") -> Response:
     """Take an upload's list of blocks; say where it goes on."""
     right = granted(hub, caller, "PUT", digest, proof)
-    return await begin_upload(hub, parse_digest(digest), await body_of(request), size=right.size)
+    task = (right.run, right.n, AgentId(caller.name))
+    if not await hub.engine.do(lambda tx, now, out: hub.exchanges.awaits(tx, *task)):
+        raise CapabilityRefused(f"exchange {right.n} of run {right.run} takes no reply of yours any more: ask again")
+    return await begin_upload(hub, parse_digest(digest), await body_of(request), size=right.size, task=task)
 
 
 @router.get("/v1/uploads/{digest}", include_in_schema=False)
@@ -96,11 +100,14 @@ async def blob(hub: Services, digest: Digest) -> Blob:
     return row
 
 
-async def begin_upload(hub: Services, digest: Digest, told: bytes, *, size: int | None = None) -> Response:
+async def begin_upload(
+    hub: Services, digest: Digest, told: bytes, *, size: int | None = None, task: TaskKey | None = None
+) -> Response:
     """Take a list of blocks; say where the upload goes on.
 
     Args:
         told: the size as u64, then the SHA-256 of each block. size: what it must be, if that is known.
+        task: the task whose reply this is, for an agent's upload.
 
     Raises:
         BadRequest: it is no list of blocks, or another size was granted.
@@ -110,7 +117,7 @@ async def begin_upload(hub: Services, digest: Digest, told: bytes, *, size: int 
         raise BadRequest(f"the list of blocks is for a blob of {claimed} bytes, {size} were granted")
     if await _is_here(hub, digest):
         return packed({"offset": claimed, "complete": True})
-    position = await hub.uploads.begin(digest, claimed, told[8:])
+    position = await hub.uploads.begin(digest, claimed, told[8:], task=task)
     return await _said(hub, digest, position, claimed)
 
 

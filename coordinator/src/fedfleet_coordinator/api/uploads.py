@@ -14,11 +14,12 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+from fedfleet_coordinator.api.reservations import Reservations, TaskKey
 from fedfleet_coordinator.blobs import BlobFolder
 from fedfleet_coordinator.errors import BadRequest, Busy, WrongBlock, WrongOffset
 from fedfleet_protocol.blocks import blocks_of
@@ -178,10 +179,14 @@ class Uploads:
         self._folder = folder
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="uploads")
         self._writers: dict[Digest, _Writer] = {}
+        self._reserved = Reservations()
         self._finishing: dict[Digest, asyncio.Task[None]] = {}
 
-    async def begin(self, digest: Digest, size: int, digests: bytes) -> int:
+    async def begin(self, digest: Digest, size: int, digests: bytes, *, task: TaskKey | None = None) -> int:
         """Begin an upload or go on with one; return the byte it goes on at, which is `size` if all bytes are here.
+
+        Args:
+            task: the task whose reply this is, for an agent's upload.
 
         Raises:
             Busy: too many uploads. BadRequest: the list of blocks is not this blob's. QuotaFull: no room.
@@ -190,7 +195,19 @@ class Uploads:
         await self._take_over(digest)
         if size <= INLINE_BYTES:
             return 0
+        if task is not None:
+            await self._give_up(self._reserved.take(task, digest))
         return await self._in_thread(self._folder.begin, digest, size, digests)
+
+    async def settle(self, wanted: Callable[[Collection[TaskKey]], Awaitable[Collection[TaskKey]]]) -> None:
+        """Give up what agents began for tasks that do not want it any more.
+
+        Args:
+            wanted: returns which of some tasks still wait for their replies.
+        """
+        tasks = self._reserved.tasks()
+        if tasks:
+            await self._give_up(self._reserved.settle(tasks - set(await wanted(tasks))))
 
     async def reached(self, digest: Digest) -> int | None:
         """Return the byte an upload goes on at, None if its list of blocks is needed first."""
@@ -245,6 +262,7 @@ class Uploads:
             await asyncio.wait([task])
 
     async def _finish(self, digest: Digest, size: int, keep: Callable[[Stored], Awaitable[None]]) -> None:
+        self._reserved.done(digest)
         blocks = self._folder.listed(digest)
         name = await self._in_thread(self._folder.complete, digest)
         await keep(Stored(digest, size, file=name, blocks=blocks if len(blocks) <= 32 * CARRIED_BLOCKS else b""))
@@ -276,6 +294,12 @@ class Uploads:
             if buffer:
                 position = await asyncio.shield(self._in_thread(self._folder.append, digest, position, buffer))
         return position
+
+    async def _give_up(self, digests: list[Digest]) -> None:
+        for digest in digests:
+            if digest not in self._finishing:
+                await self._take_over(digest)
+                await self._in_thread(self._folder.abandon, digest)
 
     async def _take_over(self, digest: Digest) -> None:
         """End the connection that writes to an upload, if there is one, and wait until its bytes are put down."""
