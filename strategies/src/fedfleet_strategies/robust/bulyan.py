@@ -7,7 +7,7 @@ arXiv:1802.07927, section 4. With n updates of which f may lie, n >= 4f + 3:
 2. In each coordinate: the mean of the beta = theta - 2f values of the picked ones that are nearest to their median.
 
 Departures from the paper: none in the algorithm, which is iterated as published. When few are left, Krum's r - f - 2
-neighbours are none; then the nearest one decides.
+neighbours are none; then the nearest one decides, and between two that are each other's nearest the distances to all.
 """
 
 from typing import Any
@@ -44,8 +44,8 @@ class Bulyan(Each):
         """Leave out the 2f updates that Krum does not pick."""
         left = list(range(len(squared_distances)))
         for _ in range(len(left) - 2 * self.f):
-            found = scores(squared_distances[np.ix_(left, left)], self.f)
-            left.pop(int(np.argmin(found)))
+            here = squared_distances[np.ix_(left, left)]
+            left.pop(int(np.lexsort((here.sum(axis=1), scores(here, self.f)))[0]))
         return {i: f"Krum did not pick it in {len(squared_distances) - 2 * self.f} turns" for i in left}
 
     def column(self, block: NDArray[Any]) -> Vector:
