@@ -533,6 +533,34 @@ def test_coordinator_takes_no_more_than_it_can_handle(site: Site, desk: Desk, mo
     asyncio.run(flood(site, desk))
 
 
+async def flood_of_one(site: Site, desk: Desk) -> None:
+    loud, quiet, gate = site.device(1), site.device(2), asyncio.Event()
+    taken: list[AgentId] = []
+
+    async def handler(agent: AgentId, message: FromAgent) -> None:
+        await gate.wait()
+        taken.append(agent)
+
+    async with Hub(site, loud, quiet, handler=handler) as hub:
+        ears = [Ear(desk, loud), Ear(desk, quiet)]
+        assert await until(desk, lambda: all(ear.link.up for ear in ears))
+        for i in range(200):
+            ears[0].link.publish(Progress(n=i))
+        assert await until(desk, lambda: hub.link.dropped >= 180)
+        ears[1].link.publish(Progress(n=1))
+        assert await until(desk, lambda: len(hub.link._queues[quiet.agent]) == 1)
+        assert hub.link._unhandled < link.MAX_UNHANDLED
+        gate.set()
+        assert await until(desk, lambda: taken.count(quiet.agent) == 2)
+        assert taken.count(loud.agent) + hub.link.dropped == 201
+
+
+def test_flood_of_one_agent_leaves_room_for_the_others(site: Site, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "MAX_UNHANDLED", 40)
+    monkeypatch.setattr(link, "MAX_OF_ONE", 10)
+    asyncio.run(flood_of_one(site, desk))
+
+
 async def offline(site: Site, desk: Desk) -> None:
     device = site.device(1)
     async with Hub(site, device) as hub:

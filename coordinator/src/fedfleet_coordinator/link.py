@@ -41,6 +41,8 @@ MAX_WAITING_BYTES = 64 << 20
 """Hints that wait for the link; more are dropped, oldest first: agents ask anyhow."""
 MAX_UNHANDLED = 8192
 """With so many messages in hand no more are read until half of them are done."""
+MAX_OF_ONE = 512
+"""So many messages of one agent wait at most; what it says beyond that is let go: it asks, and says again."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0
 _KEEPALIVE_S = 30
 _CONNECT_S = 10.0
@@ -63,7 +65,8 @@ class Link:
     Attributes:
         ready: set while the link is up and has proved that what is published comes back.
         trouble: why it is not, for a person; empty while it is.
-        dropped: messages that were not what they claimed to be, and were let go. lost: hints that were not sent.
+        dropped: messages that were not what they claimed to be, or too many of one agent, and were let go.
+        lost: hints that were not sent.
     """
 
     def __init__(
@@ -253,11 +256,17 @@ class Link:
             self._let_go(message, error)
             client.ack(message.mid, message.qos)
             return
+        queue = self._queues.get(agent)
+        if queue is not None and len(queue) >= MAX_OF_ONE:
+            if not self.dropped % MAX_OF_ONE:  # a flood must not fill the log, too
+                _log.warning("let go of what %s said: %d of its messages wait already", agent, len(queue))
+            self.dropped += 1
+            client.ack(message.mid, message.qos)
+            return
         self._unhandled += 1
         if self._unhandled >= MAX_UNHANDLED and not self._paused and self._watched is not None:
             self._paused = True
             self._loop.remove_reader(self._watched)
-        queue = self._queues.get(agent)
         if queue is not None:
             queue.append((message, self._connection))
             return
