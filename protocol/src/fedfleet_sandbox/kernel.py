@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import os
-import platform
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,7 +53,7 @@ class Threaded(Exception):
 
 def probe() -> Abilities:
     """Return what this kernel can do; changes nothing."""
-    machine = platform.machine()
+    machine = os.uname().machine
     version = _syscall(_CREATE_RULESET, None, 0, _ASK_VERSION)
     action = ctypes.c_uint32(seccomp.REFUSE)
     number = _SECCOMP.get(machine)
