@@ -10,7 +10,7 @@ from fedfleet_agent import core
 from fedfleet_coordinator import runs
 from fedfleet_coordinator.capabilities import Capabilities
 from fedfleet_coordinator.clock import Now
-from fedfleet_coordinator.errors import BadRequest
+from fedfleet_coordinator.errors import BadRequest, NotAllowed
 from fedfleet_coordinator.exchanges import Exchanges
 from fedfleet_coordinator.outbox import Outbox
 from fedfleet_coordinator.rows import Agent, Blob, Run, Task, Turn
@@ -92,6 +92,16 @@ def test_short_list_of_blocks_rides_in_the_task() -> None:
 def test_cohort_with_a_wildcard_for_an_agent_is_refused() -> None:
     with pytest.raises(Malformed):
         Scene().open(cohort={AgentId("+"): REF})
+
+
+def test_cohort_with_an_agent_that_the_run_does_not_select_is_refused() -> None:
+    scene, other = Scene(), agent_id(bytes([2]) * 16)
+    with scene.store.transaction() as tx:
+        tx.put(Run(run=RUN, state="running", epoch="e", bundle=REF.digest, selector={"site": "a"}))
+        tx.put(Agent(agent=AGENT, labels={"site": "a"}), Agent(agent=other, labels={"site": "b"}))
+    with pytest.raises(NotAllowed, match=f"agent {other} is not one of run {RUN}: it selects site=a"):
+        scene.open(cohort={AGENT: REF, other: REF})
+    assert scene.run().exchanges == 0 and len(scene.open(cohort={AGENT: REF})) == 1
 
 
 @pytest.mark.parametrize("next_n", [0, 3, 1 << 40])

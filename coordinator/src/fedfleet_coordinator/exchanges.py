@@ -21,8 +21,9 @@ from typing import Protocol
 
 import msgspec
 
+from fedfleet_coordinator import fleet
 from fedfleet_coordinator.clock import Now
-from fedfleet_coordinator.errors import BadRequest, RunIsOver, StaleEpoch
+from fedfleet_coordinator.errors import BadRequest, NotAllowed, RunIsOver, StaleEpoch
 from fedfleet_coordinator.outbox import Outbox
 from fedfleet_coordinator.rows import Agent, Blob, Exchange, Position, Ref, Run, Task, Turn
 from fedfleet_coordinator.store.port import Tx
@@ -93,7 +94,7 @@ class Exchanges:
 
         Raises:
             StaleEpoch: another runner has taken over. RunIsOver: there is nothing to open any more.
-            BadRequest: the number is not the next one.
+            BadRequest: the number is not the next one. NotAllowed: the run does not select an agent of the cohort.
         """
         run = writable(tx, request.run, request.epoch)
         digest = _request_digest(request)
@@ -105,7 +106,7 @@ class Exchanges:
         if request.n != run.exchanges + 1:
             raise BadRequest(f"exchange {request.n} of run {run.run}: the next one is {run.exchanges + 1}")
         for agent in request.cohort:
-            parse_agent_id(agent)
+            _check_selected(tx, run, parse_agent_id(agent))
         payloads = {blob.digest for blob in request.cohort.values()}
         need = tuple(sorted(digest for digest in payloads if tx.get(Blob, digest) is None))
         if need:
@@ -494,6 +495,18 @@ def writable(tx: Tx, run_id: RunId, epoch: str) -> Run:
     if not run.live:
         raise RunIsOver(f"run {run_id} has ended: {run.reason or run.state}")
     return run
+
+
+def _check_selected(tx: Tx, run: Run, agent: AgentId) -> None:
+    """Hold an agent against the run's selector: a runner is not trusted to name only agents it was told of.
+
+    Raises:
+        NotAllowed: the run does not select this agent. One that is not enrolled (any more) declines by itself.
+    """
+    enrolled = tx.get(Agent, agent)
+    if enrolled is not None and not fleet.matches(enrolled, run.selector):
+        wanted = ", ".join(f"{key}={value}" for key, value in sorted(run.selector.items()))
+        raise NotAllowed(f"agent {agent} is not one of run {run.run}: it selects {wanted}")
 
 
 _SUPERSEDED = "another reply to the same order had been accepted before"
