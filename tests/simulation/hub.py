@@ -133,13 +133,17 @@ class Hub:
             complete = False
             if not self._cut():
                 try:
-                    self.do(lambda tx, now, out: self.put_blob(tx, data, now))
+                    self.do(lambda tx, now, out: self._uploaded(tx, agent, data, now, out))
                     complete = not self._cut()
                 except HubDown:
                     pass
             done(complete)
 
         self._timeline.after(self._delay(), arrive)
+
+    def _uploaded(self, tx: Tx, agent: AgentId, data: bytes, now: Now, out: Outbox) -> None:
+        digest = self.put_blob(tx, data, now)
+        self._exchanges.uploaded(tx, agent, digest, now, out)
 
     def put_blob(self, tx: Tx, data: bytes, now: Now) -> Digest:
         """Put bytes into the store as a stored file (whose bytes are kept aside)."""

@@ -19,7 +19,7 @@ from fedfleet_protocol.blocks import BLOCK_BYTES, BlockList, blocks_of
 from fedfleet_protocol.errors import Malformed
 from fedfleet_protocol.exchange import TaskState
 from fedfleet_protocol.ids import AgentId, Digest, agent_id, run_id
-from fedfleet_protocol.messages import Ask, BlobRef, Checkpoint, Grant, Notice, Open, Reply, ToAgent
+from fedfleet_protocol.messages import Ask, BlobRef, Checkpoint, Grant, Need, Notice, Open, Reply, ToAgent, Verdict
 
 RUN, AGENT, NOW = run_id(bytes(16)), agent_id(bytes([1]) * 16), Now(1.0, 1.0)
 PAYLOAD = b"payload"
@@ -174,3 +174,22 @@ def test_repeated_notice_does_not_change_the_code_that_was_vouched_for() -> None
     assert machine.entry is not None
     held = machine.entry.notice
     assert (held.bundle, held.publisher, held.signature, held.attempt) == (good, b"p", b"s", 2)
+
+
+def test_upload_settles_the_reply_that_waited_for_it_and_no_other() -> None:
+    scene = Scene()
+    (notice,) = scene.open()
+    assert isinstance(notice, Notice)
+    blob, other = BlobRef(Digest("a" * 64), 1 << 20), Digest("b" * 64)
+    said = Reply(run=RUN, n=1, order=notice.order, digest=blob.digest, size=blob.size)
+    with scene.store.transaction() as tx:
+        scene.machine.reply(tx, AGENT, said, NOW, need := Outbox())
+        tx.put(Blob(digest=blob.digest, size=blob.size, file="f"), Blob(digest=other, size=1, file="g"))
+        scene.machine.uploaded(tx, AGENT, other, NOW, nothing := Outbox())
+        scene.machine.uploaded(tx, AGENT, blob.digest, NOW, verdict := Outbox())
+        scene.machine.uploaded(tx, AGENT, blob.digest, NOW, again := Outbox())
+        task = tx.get(Task, RUN, 1, AGENT)
+    assert [type(message) for _, message in need.sends] == [Need]
+    assert not nothing.sends and not again.sends
+    assert task is not None and (task.state, task.reply) == (TaskState.ACCEPTED, blob.digest)
+    assert Verdict(order=notice.order, digest=blob.digest, code="accepted") in [message for _, message in verdict.sends]

@@ -83,6 +83,7 @@ class Exchanges:
         self._granter = granter
         self._limits = limits
         self._leases: dict[tuple[RunId, int, AgentId], float] = {}
+        self._awaited: dict[AgentId, Reply] = {}
 
     # --- what a runner asks ------------------------------------------------------------------------------------------
 
@@ -192,6 +193,16 @@ class Exchanges:
         facts = self._facts(tx, task)
         rule = decide(task.state, Event.REPLY, _with_reply(facts, task, reply, tx.get(Blob, reply.digest), code))
         self._on_reply(tx, rule, task, reply, code, now, out)
+
+    def uploaded(self, tx: Tx, agent: AgentId, digest: Digest, now: Now, out: Outbox) -> None:
+        """Settle the reply that waited for this blob, in the transaction that names the blob.
+
+        Which reply waits is known in memory only. Where it is not, the agent announces it again, as it does anyway.
+        """
+        reply = self._awaited.get(agent)
+        if reply is not None and reply.digest == digest:
+            del self._awaited[agent]
+            self.reply(tx, agent, reply, now, out)
 
     def decline(self, tx: Tx, agent: AgentId, decline: Decline, now: Now, out: Outbox) -> None:
         """Settle a task that its agent will not do."""
@@ -377,6 +388,7 @@ class Exchanges:
                 upload = self._grant(tx, "PUT", BlobRef(reply.digest, reply.size), task, now)
                 out.send(agent, Need(order=task.order, digest=reply.digest, upload=upload))
                 self._leases[task.key] = now.up + self._limits.lease_s
+                self._awaited[agent] = reply
             case Action.REFUSE:
                 self._settle(tx, task, rule.next, now, out, code=code, text=DECLINE[code])
                 out.send(agent, Verdict(order=task.order, code="closed", text=DECLINE[code]))

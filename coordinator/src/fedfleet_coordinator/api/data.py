@@ -73,7 +73,7 @@ async def append(digest: str, offset: int, request: Request, hub: Hub, caller: C
     """Take an upload's bytes from `offset` on; answer once they are durable, or say where to go on."""
     right = granted(hub, caller, "PUT", digest, proof)
     return await append_upload(
-        hub, parse_digest(digest), request, offset=offset, size=right.size, owner=f"agent {caller.name}"
+        hub, parse_digest(digest), request, offset=offset, size=right.size, agent=AgentId(caller.name)
     )
 
 
@@ -136,9 +136,18 @@ async def upload_reached(hub: Services, digest: Digest, size: int) -> Response:
 
 
 async def append_upload(
-    hub: Services, digest: Digest, request: Request, *, offset: int, size: int, owner: str
+    hub: Services,
+    digest: Digest,
+    request: Request,
+    *,
+    offset: int,
+    size: int,
+    agent: AgentId | None = None,
 ) -> Response:
     """Take the bytes of a request into an upload.
+
+    Args:
+        agent: whose reply this may be; None for a runner.
 
     Raises:
         TooMuch: the request claims more bytes than the blob has left. CoordinatorError: as `Uploads.append`.
@@ -150,11 +159,12 @@ async def append_upload(
         return packed({"offset": size, "complete": True})
     if size > INLINE_BYTES and hub.blobs.announced(digest) is None:
         raise not_begun(digest)
+    owner = f"agent {agent}" if agent is not None else f"run {request.path_params['run']}"
     reached = await hub.uploads.append(digest, size, offset, _pieces(request), owner=owner)
     if isinstance(reached, Stored):
-        await keep(hub, reached)
+        await keep(hub, reached, agent)
         return packed({"offset": size, "complete": True})
-    return await _said(hub, digest, reached, size)
+    return await _said(hub, digest, reached, size, agent)
 
 
 def not_begun(digest: Digest) -> Busy:
@@ -180,8 +190,8 @@ async def store(hub: Services, data: bytes) -> BlockList:
     return blocks
 
 
-async def keep(hub: Services, stored: Stored) -> None:
-    """Give a whole upload its row; if it has one, let go of the second copy."""
+async def keep(hub: Services, stored: Stored, agent: AgentId | None = None) -> None:
+    """Give a whole upload its row, and settle the reply that waited for it; of a second copy, let go."""
 
     def put(tx: Tx, now: Now, out: Outbox) -> None:
         known = tx.get(Blob, stored.digest)
@@ -189,12 +199,15 @@ async def keep(hub: Services, stored: Stored) -> None:
             tx.put(msgspec.structs.replace(known, stored_at=now.up))
             if stored.file:
                 out.after_commit(lambda: hub.blobs.unlink(stored.file))
-            return
-        row = Blob(
-            digest=stored.digest, size=stored.size, file=stored.file, inline=stored.inline, blocks=stored.blocks,
-            stored_at=now.up,
-        )  # fmt: skip
-        tx.put(row)
+        else:
+            tx.put(
+                Blob(
+                    digest=stored.digest, size=stored.size, file=stored.file, inline=stored.inline,
+                    blocks=stored.blocks, stored_at=now.up,
+                )
+            )  # fmt: skip
+        if agent is not None:
+            hub.exchanges.uploaded(tx, agent, stored.digest, now, out)
 
     await hub.engine.do(put)
 
@@ -212,11 +225,11 @@ async def _is_here(hub: Services, digest: Digest) -> bool:
     return await hub.engine.do(touch)
 
 
-async def _said(hub: Services, digest: Digest, position: int, size: int) -> Response:
+async def _said(hub: Services, digest: Digest, position: int, size: int, agent: AgentId | None = None) -> Response:
     """Say how far an upload is; if all bytes are here, once it is durable and has its row."""
     complete = position == size and size > 0 and hub.blobs.is_whole(digest)
     if complete:
-        await hub.uploads.finish(digest, size, lambda stored: keep(hub, stored))
+        await hub.uploads.finish(digest, size, lambda stored: keep(hub, stored, agent))
     return packed({"offset": position, "complete": complete})
 
 

@@ -115,7 +115,7 @@ async def append(run: RunId, digest: str, offset: int, request: Request, hub: Hu
         if claimed is None or claimed > INLINE_BYTES or offset:
             raise not_begun(wanted)
         size = claimed
-    return await append_upload(hub, wanted, request, offset=offset, size=size, owner=f"run {run}")
+    return await append_upload(hub, wanted, request, offset=offset, size=size)
 
 
 @router.post("/v1/runner/{run}/exchanges", include_in_schema=False)
