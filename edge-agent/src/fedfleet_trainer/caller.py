@@ -17,7 +17,7 @@ from fedfleet_protocol.handover import Done, Failed, File, Load, Loaded, LoadFai
 from fedfleet_trainer import processes
 
 if TYPE_CHECKING:  # flwr takes 0.4 s and 60 MB: it is imported once there is an app to load
-    from flwr.app import Message
+    from flwr.app import Context, Message
     from flwr.clientapp import ClientApp
 
     from fedfleet_flower.apps import AppDescription
@@ -133,7 +133,7 @@ class _Call:
 
     def _contents(self) -> "tuple[Content, Content | None]":
         """Return the reply's content and the state's; an app that raises answers with Flower's error."""
-        from flwr.app import Context, Message, RecordDict
+        from flwr.app import Context, RecordDict
 
         from fedfleet_flower import chance, compat
         from fedfleet_flower.contents import from_failure, from_records, read_content
@@ -164,7 +164,7 @@ class _Call:
             run_config={**self.loaded.description.config, **work.run_config},
         )
         try:
-            reply: Message = self.loaded.app(message, context)
+            reply = self._reply(message, context)
             self._check(reply, context.state)
             if reply.has_error():
                 self.failed = True
@@ -180,6 +180,14 @@ class _Call:
             return from_failure(
                 compat.CLIENT_APP_RAISED_EXCEPTION, _reason(error), message_type=kind, group_id=group
             ), None
+
+    def _reply(self, message: "Message", context: "Context") -> "Message":
+        """Call the app, inside the client half of the run's strategy if it has one; the app need not know of it."""
+        if "fedfleet" not in message.content:
+            return self.loaded.app(message, context)
+        from fedfleet_strategies.client import half
+
+        return half(message, context, self.loaded.app)
 
     @staticmethod
     def _check(reply: "Message", state: object) -> None:

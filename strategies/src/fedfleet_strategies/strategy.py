@@ -104,6 +104,7 @@ class Strategy(flower.Strategy):
         self._ready = False
         self._reasons: dict[int, dict[int, str]] = {}
         self._round: receiving.Sent | None = None
+        self._population = 0
         if conflicts := self.conflicts():
             raise Incompatible(f"{type(self).__name__} cannot work like this: {'; '.join(conflicts)}")
 
@@ -178,11 +179,15 @@ class Strategy(flower.Strategy):
             self.s = self.init(self._model(layout, arrays)[0])
             self._ready = True
         ids = self._candidates(grid, self.min_train_nodes)
+        self._population = ids.size
         n = max(int(ids.size * self.fraction_train), self.min_train_nodes)
         draw = self.rng(server_round, "cohort")
         chosen = np.sort(self.cohort.choose(ids, n, self.table, server_round, draw)).tolist()
         self._round = receiving.Sent(server_round, arrays, layout, layout.views(arrays), tuple(chosen))
-        return self._messages(server_round, arrays, config, chosen)
+        # A copy: messages in flight share the record, and the caller's is theirs.
+        told = _numbered(config, server_round)
+        self.told(told)
+        return self._messages(arrays, told, chosen, server_round, MessageType.TRAIN)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -223,10 +228,8 @@ class Strategy(flower.Strategy):
         ids = self._candidates(grid, self.min_evaluate_nodes)
         n = max(int(ids.size * self.fraction_evaluate), self.min_evaluate_nodes)
         drawn = cohorts.Random().choose(ids, n, self.table, server_round, self.rng(server_round, "evaluate"))
-        content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: _numbered(config, server_round)})
-        if self._parts():
-            content[FEDFLEET] = self._orders(server_round, accepted=0)
-        return [Message(content, node, MessageType.EVALUATE) for node in np.sort(drawn).tolist()]
+        nodes = np.sort(drawn).tolist()
+        return self._messages(arrays, _numbered(config, server_round), nodes, server_round, MessageType.EVALUATE)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the metrics of all devices that evaluated; None if there are none."""
@@ -264,6 +267,11 @@ class Strategy(flower.Strategy):
         }
         self.table.restore(table)
         self._round = None
+
+    @property
+    def population(self) -> int:
+        """How many devices there were when the round began."""
+        return self._population
 
     def rng(self, server_round: int, purpose: str) -> np.random.Generator:
         """Return the round's generator for a purpose; a round that runs again draws the same."""
@@ -311,7 +319,7 @@ class Strategy(flower.Strategy):
         return np.sort(np.array(ids, np.uint64))
 
     def _parts(self) -> tuple[str, ...]:
-        return (*self.halves, "local") if self.local else self.halves
+        return ("local", *self.halves) if self.local else self.halves
 
     def _orders(self, server_round: int, *, accepted: int) -> ConfigRecord:
         return ConfigRecord(
@@ -322,20 +330,18 @@ class Strategy(flower.Strategy):
         )  # fmt: skip
 
     def _messages(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, chosen: list[int]
+        self, arrays: ArrayRecord, config: ConfigRecord, nodes: list[int], server_round: int, kind: str
     ) -> Iterable[Message]:
-        # A copy: messages in flight share the record, and the caller's is theirs.
-        told = _numbered(config, server_round)
-        self.told(told)
-        shared = {
-            f"{FEDFLEET}.{name}": ArrayRecord({"vector": Array(vector)}) for name, vector in self.shared().items()
-        }
-        folded = self.table.look("folded", np.array(chosen, np.uint64)).tolist()
-        for node, last in zip(chosen, folded, strict=True):
-            content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: told, **shared})
+        records: dict[str, Any] = {self.arrayrecord_key: arrays, self.configrecord_key: config}
+        if kind == MessageType.TRAIN:
+            for name, vector in self.shared().items():
+                records[f"{FEDFLEET}.{name}"] = ArrayRecord({"vector": Array(vector)})
+        folded = self.table.look("folded", np.array(nodes, np.uint64)).tolist()
+        for node, last in zip(nodes, folded, strict=True):
+            content = RecordDict(records)
             if self._parts():
                 content[FEDFLEET] = self._orders(server_round, accepted=last)
-            yield Message(content, node, MessageType.TRAIN)
+            yield Message(content, node, kind)
 
     def _note(self, server_round: int, sent: receiving.Sent, tally: receiving.Tally, *, folded: bool) -> None:
         self.table.note("asked", sent.asked, server_round)

@@ -87,3 +87,24 @@ def aggregated(strategy: Any, sent: ArrayRecord, replies: Iterable[Message], ser
     fleet = Fleet(lambda message, context: message, range(1, 101))
     list(strategy.configure_train(server_round, sent, ConfigRecord(), fleet))
     return strategy.aggregate_train(server_round, replies)
+
+
+def pulled_to(target: dict[int, float], *, lr: float = 0.5, steps: int = 1) -> Client:
+    """Return a device that takes steps of gradient descent to a number of its own, with what a method corrects."""
+    from fedfleet_strategies import client
+
+    def train(message: Message, context: Context) -> Message:
+        metrics = MetricRecord({"num-examples": 1, "train_loss": 1.0})
+        if message.metadata.message_type == "evaluate":
+            return Message(RecordDict({"metrics": metrics}), reply_to=message)
+        arrays: Any = message.content["arrays"]
+        now = {name: np.array(array.numpy(), np.float64) for name, array in arrays.items()}
+        for _ in range(steps):
+            gradient = {name: value - target[context.node_id] for name, value in now.items()}
+            gradient = client.correction().applied(gradient, now)
+            now = {name: value - lr * gradient[name] for name, value in now.items()}
+        client.done(steps=steps, lr=lr)
+        made = ArrayRecord({name: Array(value.astype(arrays[name].dtype)) for name, value in now.items()})
+        return Message(RecordDict({"arrays": made, "metrics": metrics}), reply_to=message)
+
+    return train
