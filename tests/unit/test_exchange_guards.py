@@ -13,7 +13,7 @@ from fedfleet_coordinator.clock import Now
 from fedfleet_coordinator.errors import BadRequest, NotAllowed
 from fedfleet_coordinator.exchanges import Exchanges
 from fedfleet_coordinator.outbox import Outbox
-from fedfleet_coordinator.rows import Agent, Blob, Run, Task, Turn
+from fedfleet_coordinator.rows import Agent, Blob, Exchange, Run, Task, Turn
 from fedfleet_coordinator.store.memory import MemoryStore
 from fedfleet_protocol.blocks import BLOCK_BYTES, BlockList, blocks_of
 from fedfleet_protocol.errors import Malformed
@@ -48,12 +48,12 @@ class Scene:
             self.machine.open(tx, request, NOW, out)
         return [message for _, message in out.sends]
 
-    def reply(self, notice: Notice, data: bytes, *, size: int | None = None) -> None:
+    def reply(self, notice: Notice, data: bytes, *, size: int | None = None, now: Now = NOW) -> None:
         """Say that the work is done, with its bytes."""
         reply = Reply(run=RUN, n=1, order=notice.order, digest=blocks_of([data]).digest,
                       size=len(data) if size is None else size, inline=data)  # fmt: skip
         with self.store.transaction() as tx:
-            self.machine.reply(tx, AGENT, reply, NOW, Outbox())
+            self.machine.reply(tx, AGENT, reply, now, Outbox())
 
     def exit_runner(self, code: int) -> None:
         """Launch a runner and let it die."""
@@ -102,6 +102,21 @@ def test_cohort_with_an_agent_that_the_run_does_not_select_is_refused() -> None:
     with pytest.raises(NotAllowed, match=f"agent {other} is not one of run {RUN}: it selects site=a"):
         scene.open(cohort={AGENT: REF, other: REF})
     assert scene.run().exchanges == 0 and len(scene.open(cohort={AGENT: REF})) == 1
+
+
+def test_reply_in_the_settle_time_does_not_close_an_exchange_whose_time_is_over() -> None:
+    scene, other = Scene(), agent_id(bytes([2]) * 16)
+    with scene.store.transaction() as tx:
+        tx.put(Agent(agent=other))
+    notice, _ = scene.open(cohort={AGENT: REF, other: REF}, deadline_s=60.0)
+    assert isinstance(notice, Notice)
+    scene.reply(notice, b"reply", now=Now(61.0, 1.0, settling=True))
+    with scene.store.transaction() as tx:
+        exchange = tx.get(Exchange, RUN, 1)
+        assert exchange is not None and (exchange.accepted, exchange.reason) == (1, "")
+        scene.machine.tick(tx, Now(61.0, 1.0), Outbox())
+        exchange = tx.get(Exchange, RUN, 1)
+    assert exchange is not None and exchange.reason == "deadline"
 
 
 @pytest.mark.parametrize("next_n", [0, 3, 1 << 40])

@@ -32,9 +32,10 @@ class Engine:
 
     Args:
         publish: sends messages to agents; called on the event loop, never blocks.
+        settle_s: for so long after this start no time counts.
     """
 
-    def __init__(self, store: Store, publish: Publish = lambda sends: None) -> None:
+    def __init__(self, store: Store, publish: Publish = lambda sends: None, *, settle_s: float = 0.0) -> None:
         self._store = store
         self._queue: queue.SimpleQueue[tuple[Work[Any], Future[Any]] | None] = queue.SimpleQueue()
         self._watchers: dict[RunId, set[asyncio.Future[None]]] = {}
@@ -42,7 +43,7 @@ class Engine:
         self.publish = publish
         with store.transaction() as tx:
             before = tx.get(UpTime, "hub") or UpTime()
-        self.clock = UpClock(before.uptime_s)
+        self.clock = UpClock(before.uptime_s, settle_s=settle_s)
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 

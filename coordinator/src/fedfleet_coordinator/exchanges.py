@@ -10,7 +10,8 @@
 - An exchange closes when all its tasks are settled, when its quorum is reached and the grace time is over, at its
   deadline, or when its run ends. The close fixes the accepted set. Nothing is accepted after it, except where the
   exchange keeps late updates: there a task stays answerable until the same agent's next task is published.
-- Time is the hub's durable up-time. Leases live in memory: a missed one only makes the notice go out again.
+- Time is the hub's durable up-time, which stands still for a settle time after each start: in it nothing closes
+  because of the time. Leases live in memory: a missed one only makes the notice go out again.
 
 Everything here reads and writes rows through a transaction and says what is to be sent; it neither waits nor sends.
 """
@@ -443,13 +444,13 @@ class Exchanges:
             return
         if exchange.settled >= exchange.expected:
             self._close(tx, exchange, "all", now, out)
-        elif now.up >= exchange.deadline_at:
+        elif now.up >= exchange.deadline_at and not now.settling:
             self._close(tx, exchange, "deadline", now, out)
         elif 0 < exchange.quorum <= exchange.accepted:
             if exchange.grace_at is None:
                 exchange = msgspec.structs.replace(exchange, grace_at=now.up + exchange.grace_s)
                 tx.put(exchange)
-            if exchange.grace_at is not None and now.up >= exchange.grace_at:
+            if exchange.grace_at is not None and now.up >= exchange.grace_at and not now.settling:
                 self._close(tx, exchange, "quorum", now, out)
 
     def _close(self, tx: Tx, exchange: Exchange, reason: str, now: Now, out: Outbox) -> None:

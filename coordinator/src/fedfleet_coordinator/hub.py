@@ -116,7 +116,7 @@ class Hub:
         store = SqlStore(settings.store.url or f"sqlite:///{state / 'hub.sqlite'}")
         stack.callback(store.close)
         await asyncio.to_thread(store.migrate)
-        engine = Engine(store)
+        engine = Engine(store, settle_s=settings.exchange.settle_s)
         stack.push_async_callback(engine.close)
         capabilities = Capabilities(self._pki.capability_key)
         limits = Limits(lease_s=settings.exchange.lease_s, max_reply_bytes=int(settings.exchange.max_reply_mb * 1e6))
@@ -187,7 +187,6 @@ class Hub:
             _log.info("removed %d files that no row names", gone)
 
     async def _tick(self) -> None:
-        await asyncio.sleep(self._settings.exchange.settle_s)
         while True:
             await self._engine.do(self._exchanges.tick)
             await asyncio.sleep(_TICK_S)
