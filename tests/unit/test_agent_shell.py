@@ -304,6 +304,79 @@ def test_an_app_that_crashes_is_called_once_more_and_then_reported_as_flowers_er
     scene.close()
 
 
+def failure(reason: str, code: int = 2) -> bytes:
+    made = records.encode(message_type="train", failure=records.Failure(code, reason))
+    return b"".join(made.pieces())
+
+
+def said_of(scene: Scene) -> records.Failure:
+    """Return the Flower `Error` that left the device."""
+    (said,) = scene.heard_of(Reply)
+    assert isinstance(said, Reply)
+    assert said.inline is not None
+    found = records.decode(said.inline).failure
+    assert found is not None
+    return found
+
+
+def test_what_an_app_printed_before_it_crashed_stays_where_the_owner_keeps_logs(
+    play: Play, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = play(egress=Policy(logs=False))
+    notice = scene.notice()
+    scene.train(notice)
+    for tries in (2, 3):
+        scene.trainers.tell(supervisor.Failed(notice.order, "app", "the last it printed:\nname: Ada", status=3))
+        scene.until(lambda tries=tries: len(scene.trainers.started) == tries or bool(scene.heard_of(Reply)))  # type: ignore[misc]
+    reason = said_of(scene).reason
+    assert "Ada" not in reason
+    assert "exit status 3" in reason
+    assert "[egress] logs" in reason
+    assert "Ada" in caplog.text
+    scene.close()
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_the_traceback_of_an_app_stays_where_the_owner_keeps_logs(
+    play: Play, caplog: pytest.LogCaptureFixture, failed: bool
+) -> None:
+    scene = play(egress=Policy(logs=False))
+    notice = scene.notice()
+    scene.train(notice)
+    scene.done(notice, failure("KeyError: 'Ada'", 7), failed=failed)
+    assert said_of(scene).code == 7
+    assert "Ada" not in said_of(scene).reason
+    assert "Ada" in caplog.text
+    scene.close()
+
+
+def test_what_an_app_raised_when_loaded_stays_where_the_owner_keeps_logs(play: Play) -> None:
+    scene = play(egress=Policy(logs=False))
+    notice = scene.notice()
+    scene.train(notice)
+    scene.trainers.tell(supervisor.Failed(notice.order, "bundle", "KeyError: 'Ada'"))
+    scene.until(lambda: bool(scene.heard_of(Decline)))
+    (said,) = scene.heard_of(Decline)
+    assert isinstance(said, Decline)
+    assert said.code == "bundle"
+    assert "Ada" not in said.text
+    assert not any("Ada" in line.text for line in scene.journal.ledger())
+    scene.close()
+
+
+def test_the_report_of_a_crash_is_a_reply_that_the_policy_judges(play: Play) -> None:
+    scene = play(egress=Policy(max_reply_mb=0.001))
+    notice = scene.notice()
+    scene.train(notice)
+    for tries in (2, 3):
+        scene.trainers.tell(supervisor.Failed(notice.order, "app", "x" * 5000))
+        scene.until(lambda tries=tries: len(scene.trainers.started) == tries or bool(scene.said))  # type: ignore[misc]
+    scene.until(lambda: bool(scene.heard_of(Decline)))
+    assert scene.heard_of(Decline)[0].code == "too_large"  # type: ignore[union-attr]
+    assert scene.heard_of(Reply) == []
+    scene.close()
+
+
 def test_a_trainer_killed_from_outside_is_started_again_until_the_deadline(play: Play) -> None:
     scene = play()
     notice = scene.notice()

@@ -112,11 +112,13 @@ class Failed:
             "outside": somebody else killed the trainer: try again with back-off until the deadline.
             "deadline": it had not answered after `Work.limit_s` and was ended.
         text: a sentence, and for "app" the last lines it printed.
+        status: how the trainer's process ended, negative for a signal; None if it did not.
     """
 
     order: Order
     code: str
     text: str
+    status: int | None = None
 
 
 Event = Progressed | Output | Done | Failed
@@ -317,7 +319,7 @@ class Supervisor:
                     self._hand_work(place, work)
             case handover.LoadFailed():
                 code = frame.code if frame.code in ("packages", "bundle", "disk", "outside") else "bundle"
-                self._fail(place, code, frame.text)
+                self._fail(place, code, frame.text, frame.status)
             case handover.Alive():
                 if work and frame.cpu_s - place.cpu_s >= _PROGRESS_CPU_S:
                     self._events.append(Progressed(work.order))
@@ -331,7 +333,7 @@ class Supervisor:
             case handover.Failed():
                 if work and work.order == frame.order:
                     code = frame.code if frame.code in ("app", "outside", "disk") else "app"
-                    self._fail(place, code, frame.text)
+                    self._fail(place, code, frame.text, frame.status)
 
     def _warn(self, work: Work, warnings: tuple[str, ...]) -> None:
         if warnings:
@@ -364,10 +366,10 @@ class Supervisor:
                 file.unlink()
         self._events.append(Done(work.order, reply, state, done.failed))
 
-    def _fail(self, place: _Place, code: str, text: str) -> None:
+    def _fail(self, place: _Place, code: str, text: str, status: int | None = None) -> None:
         """Tell of the failure, and end the trainer: what an app did to it, the next order shall not meet."""
         if place.work:
-            self._events.append(Failed(place.work.order, code, text))
+            self._events.append(Failed(place.work.order, code, text, status))
         self._remove(place)
 
     # --- files -------------------------------------------------------------------------------------------------------

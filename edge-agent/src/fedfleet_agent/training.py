@@ -2,17 +2,19 @@
 
 - Killed from outside: again, with back-off, until the deadline; then it is declined.
 - An app that ended its own process: once more; then the reply is a Flower `Error` that says how it ended.
-- A reply is looked at by the egress policy before it is kept.
+- A reply, also one that is an `Error`, is looked at by the egress policy before it is kept.
+- Where the owner keeps logs on the device, an app's own words (a traceback, what it printed last) stay there as well.
 - An `Error` leaves the app state as it was.
 """
 
+import logging
 import mmap
 import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fedfleet_agent import core, egress, supervisor
 from fedfleet_agent.blobs import BlobFolder
@@ -23,6 +25,10 @@ from fedfleet_protocol.errors import ProtocolError
 from fedfleet_protocol.ids import AgentId, Digest, Order, RunId
 from fedfleet_protocol.messages import BlobRef
 
+if TYPE_CHECKING:
+    from fedfleet_protocol import records
+
+_log = logging.getLogger(__name__)
 _FIRST_RETRY_S = 1.0
 _LONGEST_RETRY_S = 60.0
 _APP_TRIES = 2
@@ -195,9 +201,19 @@ class Training:
                 if job.app_failures < _APP_TRIES:
                     job.again_at = self._clock()
                 else:
-                    self._keep_failure(job, failed.text)
+                    self._keep_failure(job, self._sayable(job, failed.text, failed.status))
+            case "bundle":
+                self._fail(job, failed.code, self._sayable(job, failed.text, failed.status))
             case _:
                 self._fail(job, failed.code, failed.text)
+
+    def _sayable(self, job: _Job, text: str, status: int | None = None) -> str:
+        """Return what may leave of an app's words; the device's own log has them all if that is not everything."""
+        sayable = egress.judge_text(self._config().egress, text, status=status)
+        if sayable != text:
+            notice = job.entry.notice
+            _log.warning("kept on this device: %s", text[-_MAX_REASON:], extra={"run": notice.run, "n": notice.n})
+        return sayable
 
     def _fail(self, job: _Job, code: str, text: str) -> None:
         self._job = None
@@ -210,25 +226,36 @@ class Training:
             state = job.state
             if not done.failed:
                 state = self._adopt(done.state) if done.state else None
+            failure = None if self._config().egress.logs else failure_in(done.reply.path)
+            if failure is not None:  # looked for whatever `failed` says: the trainer's word proves nothing
+                return self._failure(job, failure.code, self._sayable(job, failure.reason))
             size = done.reply.path.stat().st_size
-            verdict = egress.judge_reply(self._config().egress, self.about(job.entry)[0], size)
-            if isinstance(verdict, egress.Withheld):
-                return core.Failed(job.entry.order, verdict.code, verdict.text)
-            return core.Worked(job.entry.order, BlobRef(self._adopt(done.reply), size), state)
+            withheld = self._withheld(job, size)
+            return withheld or core.Worked(job.entry.order, BlobRef(self._adopt(done.reply), size), state)
 
         self._on_disk(job, keep, (done.reply, done.state))
 
     def _keep_failure(self, job: _Job, text: str) -> None:
-        def keep() -> core.AnyEvent:
-            from fedfleet_protocol import records  # an agent whose apps do not crash never needs it
+        self._on_disk(job, lambda: self._failure(job, _CLIENT_APP_RAISED_EXCEPTION, text), ())
 
-            message_type, group_id = self.about(job.entry)
-            failure = records.Failure(_CLIENT_APP_RAISED_EXCEPTION, text[-_MAX_REASON:])
-            content = records.encode(message_type=message_type, group_id=group_id, failure=failure)
-            blocks = self._blobs.put(content.pieces())
-            return core.Worked(job.entry.order, BlobRef(blocks.digest, blocks.size), job.state)
+    def _failure(self, job: _Job, code: int, text: str) -> core.AnyEvent:
+        """Keep a Flower `Error` as the reply; the app state stays as it was."""
+        from fedfleet_protocol import records  # an agent whose apps do not fail never needs it
 
-        self._on_disk(job, keep, ())
+        message_type, group_id = self.about(job.entry)
+        failure = records.Failure(code, text[-_MAX_REASON:])
+        content = records.encode(message_type=message_type, group_id=group_id, failure=failure)
+        withheld = self._withheld(job, sum(len(piece) for piece in content.pieces()))
+        if withheld is not None:
+            return withheld
+        blocks = self._blobs.put(content.pieces())
+        return core.Worked(job.entry.order, BlobRef(blocks.digest, blocks.size), job.state)
+
+    def _withheld(self, job: _Job, size: int) -> core.Failed | None:
+        verdict = egress.judge_reply(self._config().egress, self.about(job.entry)[0], size)
+        if isinstance(verdict, egress.Withheld):
+            return core.Failed(job.entry.order, verdict.code, verdict.text)
+        return None
 
     def _on_disk(
         self, job: _Job, keep: Callable[[], core.AnyEvent], handed: tuple[supervisor.Handed | None, ...]
@@ -270,11 +297,22 @@ def about(payload: Path) -> tuple[str, str]:
     """Return the message type and the group of the content in a file. Raises `ProtocolError` if it is none."""
     from fedfleet_protocol import records  # needed once there is work
 
-    with payload.open("rb") as stream:
+    head = records.peek(_mapped(payload))
+    return head.message_type, head.group_id
+
+
+def failure_in(reply: Path) -> "records.Failure | None":
+    """Return the failure that the content in a file is, if it is one. Raises `ProtocolError` if it is no content."""
+    from fedfleet_protocol import records
+
+    return records.decode(_mapped(reply)).failure
+
+
+def _mapped(file: Path) -> bytes | mmap.mmap:
+    with file.open("rb") as stream:
         empty = os.fstat(stream.fileno()).st_size == 0
         # Not closed by hand: the traceback of a content that is refused still looks into it.
-        head = records.peek(b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-    return head.message_type, head.group_id
+        return b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _discard(event: supervisor.Event) -> None:

@@ -219,7 +219,7 @@ class Keeper:
             self._end(self._exceeded)
         else:
             code, text = explain(status)
-            self._end(text, code)
+            self._end(text, code, os.waitstatus_to_exitcode(status))
         return True
 
     def _reap_orphans(self) -> None:
@@ -229,7 +229,7 @@ class Keeper:
                 with suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
 
-    def _end(self, text: str, code: str = "app") -> None:
+    def _end(self, text: str, code: str = "app", status: int | None = None) -> None:
         self._drain()
         for lines in self._lines.values():
             lines.finish()
@@ -238,9 +238,10 @@ class Keeper:
         if tail and code == "app":
             text = f"{text}; the last it printed:\n" + "\n".join(tail)
         if self._task.loading:
-            self._say(LoadFailed(code="outside" if code == "outside" else "bundle", text=text))
+            loading = "outside" if code == "outside" else "bundle"
+            self._say(LoadFailed(code=loading, text=text, status=status))
         elif self._task.order is not None:
-            self._say(Failed(order=self._task.order, code=code, text=text))
+            self._say(Failed(order=self._task.order, code=code, text=text, status=status))
         self._task = _Task()
         self._over = True
         self._agent.settimeout(5.0)

@@ -107,10 +107,12 @@ class LoadFailed(Frame, frozen=True):
     Attributes:
         code: "packages", something is not installed; "bundle", it is no Flower app or raised when imported; "disk",
             no room to unpack it; "outside", somebody else killed the trainer meanwhile.
+        status: how the process ended, negative for a signal; None if it did not.
     """
 
     code: str = ""
     text: str = ""
+    status: int | None = None
 
 
 class Alive(Frame, frozen=True):
@@ -153,11 +155,13 @@ class Failed(Frame, frozen=True):
     Attributes:
         code: "app", the app ended its own process or did not stay within its limits; "outside", somebody else killed
             it; "disk", no room for its reply.
+        status: how the process ended, negative for a signal; None if it did not.
     """
 
     order: Order = Order("")
     code: str = "app"
     text: str = ""
+    status: int | None = None
 
 
 ToTrainer = Load | Work | Stop

@@ -106,14 +106,15 @@ HANDOVER: tuple[handover.Frame, ...] = (
         node_config=CONFIG,
         run_config=CONFIG,
         remaining_s=59.5,
+        seed=7,
     ),
     handover.Stop(),
     handover.Loaded(warnings=("app wants torch 2.14, this device has 2.13",)),
-    handover.LoadFailed(code="packages", text="torch is not installed"),
+    handover.LoadFailed(code="packages", text="torch is not installed", status=1),
     handover.Alive(cpu_s=1.5, memory_bytes=1 << 28),
     handover.Output(stream="stderr", lines=("loss 0.5", "…"), dropped=7),
     handover.Done(order=ORDER, reply=FILE, state=FILE, failed=True),
-    handover.Failed(order=ORDER, code="outside", text="killed by signal 9"),
+    handover.Failed(order=ORDER, code="outside", text="killed by signal 9", status=-9),
 )
 
 CONTENT = records.encode(
