@@ -131,6 +131,7 @@ class _Place:
     trainer: Trainer
     run: RunId
     digest: Digest
+    sandbox: handover.Sandbox
     ready: bool = False
     work: Work | None = None
     until: float = 0.0
@@ -144,6 +145,7 @@ class Supervisor:
     Args:
         folder: its own; whatever an earlier life left there is removed. The trainers' folders lie in it.
         limits: what a trainer may use.
+        sandbox: returns how the next trainer confines itself; a warm one that does it otherwise is ended.
         warm: trainers that are kept, the working one included.
         idle_s: after that long without work a trainer is ended.
         attach: a Unix socket on which a trainer listens (another container of the pod) in place of a child; it shares
@@ -157,6 +159,7 @@ class Supervisor:
         folder: Path,
         *,
         limits: handover.Limits | None = None,
+        sandbox: Callable[[], handover.Sandbox] = handover.Sandbox,
         warm: int = 2,
         idle_s: float = 600.0,
         attach: Path | None = None,
@@ -166,6 +169,7 @@ class Supervisor:
     ) -> None:
         self._folder = folder
         self._limits = limits or handover.Limits()
+        self._sandbox = sandbox
         self._warm = 1 if attach else max(1, warm)
         self._idle_s = idle_s
         self._attach = attach
@@ -255,6 +259,9 @@ class Supervisor:
     # --- trainers ----------------------------------------------------------------------------------------------------
 
     def _place(self, work: Work) -> _Place:
+        sandbox = self._sandbox()
+        for place in [place for place in self._places if place.sandbox != sandbox]:
+            self._remove(place)
         for place in list(self._places):
             if (place.run, place.digest) == (work.run, work.digest):
                 self._hear(place)  # it may have ended since it was last listened to
@@ -263,10 +270,10 @@ class Supervisor:
         while len(self._places) >= self._warm:
             self._remove(min(self._places, key=lambda place: place.idle_since))
         trainer = self._launch()
-        place = _Place(trainer, work.run, work.digest, work=work, idle_since=self._clock())
+        place = _Place(trainer, work.run, work.digest, sandbox, work=work, idle_since=self._clock())
         self._places.append(place)
         bundle = self._hand_over(work.bundle, trainer, "bundle")
-        trainer.say(handover.Load(run=work.run, bundle=bundle, limits=self._limits))
+        trainer.say(handover.Load(run=work.run, bundle=bundle, limits=self._limits, sandbox=sandbox))
         wait_for(trainer, self._epoll)
         return place
 
@@ -274,6 +281,8 @@ class Supervisor:
         self._count += 1
         folder = self._folder / ("trainer" if self._attach else f"trainer-{self._count}")
         folder.mkdir(mode=0o700, exist_ok=self._attach is not None)
+        # Both sides take files out of it; the group is what two containers of a pod share.
+        (folder / handover.MADE).mkdir(mode=0o770 if self._attach else 0o700, exist_ok=True)
         if self._attach:
             return connect(self._attach, folder)
         return start_child(folder, python=self._python, extra=self._environment)
@@ -318,7 +327,7 @@ class Supervisor:
                     self._warn(work, frame.warnings)
                     self._hand_work(place, work)
             case handover.LoadFailed():
-                code = frame.code if frame.code in ("packages", "bundle", "disk", "outside") else "bundle"
+                code = frame.code if frame.code in ("packages", "bundle", "disk", "isolation", "outside") else "bundle"
                 self._fail(place, code, frame.text, frame.status)
             case handover.Alive():
                 if work and frame.cpu_s - place.cpu_s >= _PROGRESS_CPU_S:
@@ -361,7 +370,7 @@ class Supervisor:
         reply = self._taken(place, done.reply, "reply")
         state = self._taken(place, done.state, "state") if done.state and not done.failed else None
         place.work, place.idle_since = None, self._clock()
-        for file in place.trainer.folder.iterdir():
+        for file in (*place.trainer.folder.iterdir(), *(place.trainer.folder / handover.MADE).iterdir()):
             if file.name.startswith(("message-", "state-", "reply-")):
                 file.unlink()
         self._events.append(Done(work.order, reply, state, done.failed))
@@ -394,7 +403,7 @@ class Supervisor:
         """
         self._count += 1
         target = self._folder / "done" / f"{kind}-{self._count}"
-        source = place.trainer.folder / handover.check_file_name(file.name)
+        source = place.trainer.folder / handover.MADE / handover.check_file_name(file.name)
         blocks = checked(file.digest, file.size, file.blocks)
         try:
             _move(source, target)

@@ -12,8 +12,11 @@ import sys
 import traceback
 from pathlib import Path
 
+import fedfleet_sandbox
 from fedfleet_trainer import processes
 from fedfleet_trainer.keeper import Inner, Keeper
+
+_MOST_DESCRIPTORS = 1 << 20
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         processes.on_parents_death(signal.SIGKILL)
         call(agent, folder)
         return 0
+    fedfleet_sandbox.hide_memory()
     Keeper(agent, start_inner(agent, folder)).run()
     return 0
 
@@ -70,6 +74,8 @@ def start_inner(agent: socket.socket, folder: Path) -> Inner:
             agent.close()
             mine.close()
             _become_inner(keeper, pipes)
+            os.closerange(3, theirs.fileno())
+            os.closerange(theirs.fileno() + 1, _MOST_DESCRIPTORS)
             from fedfleet_trainer.caller import main as call
 
             call(theirs, folder)
@@ -88,6 +94,7 @@ def _become_inner(keeper: int, pipes: dict[str, tuple[int, int]]) -> None:
     processes.on_parents_death(signal.SIGKILL)
     if os.getppid() != keeper:
         os._exit(1)  # the keeper ended before the line above
+    fedfleet_sandbox.hide_memory(False)  # its keeper measures it
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

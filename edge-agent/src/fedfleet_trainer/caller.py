@@ -15,6 +15,7 @@ from fedfleet_protocol import handover
 from fedfleet_protocol.errors import ProtocolError
 from fedfleet_protocol.handover import Done, Failed, File, Load, Loaded, LoadFailed, Stop, Work
 from fedfleet_trainer import processes
+from fedfleet_trainer.confinement import Unconfined, confine
 
 if TYPE_CHECKING:  # flwr takes 0.4 s and 60 MB: it is imported once there is an app to load
     from flwr.app import Context, Message
@@ -43,7 +44,7 @@ class Caller:
 
     def __init__(self, keeper: socket.socket, folder: Path) -> None:
         self._keeper = keeper
-        self._folder = folder
+        self._folder = self._own = folder
         self._loaded: _Loaded | None = None
         self._count = 0
 
@@ -64,12 +65,18 @@ class Caller:
     def _load(self, load: Load) -> Loaded | LoadFailed:
         processes.limit(file_bytes=load.limits.file_bytes, nice=load.limits.nice)
         try:
+            self._settle(load)
+        except Unconfined as error:
+            return LoadFailed(code="isolation", text=str(error))
+        except OSError as error:
+            return LoadFailed(code="disk", text=f"no folder for the app can be made: {error}; free some space")
+        try:
             from fedfleet_flower import apps, bundles
             from fedfleet_flower.errors import BridgeError, MissingPackages
         except ImportError as error:
             text = f"the trainer itself lacks {error.name}; install fedfleet-agent[train] on this device"
             return LoadFailed(code="packages", text=text)
-        folder = self._folder / "app"
+        folder = self._own / "app"
         try:
             bundles.unpack_bundle(self._folder / handover.check_file_name(load.bundle), folder)
             description = apps.describe_app(folder)
@@ -83,13 +90,24 @@ class Caller:
             return LoadFailed(code="disk", text=f"the bundle cannot be unpacked: {error.strerror}; free some space")
         return Loaded(warnings=warnings)
 
+    def _settle(self, load: Load) -> None:
+        """Go into a scratch folder, confined; of the app nothing is loaded yet."""
+        if load.sandbox is not None:
+            self._own = self._folder / handover.MADE
+            self._own.mkdir(mode=0o700, exist_ok=True)
+        scratch = self._own / "scratch"
+        scratch.mkdir(exist_ok=True)
+        os.chdir(scratch)
+        if load.sandbox is not None:
+            confine(self._folder, self._own, load.sandbox)
+
     # --- working -----------------------------------------------------------------------------------------------------
 
     def _work(self, work: Work) -> Done | Failed:
         if self._loaded is None:
             return Failed(order=work.order, code="app", text="there is work, but no app was loaded")
         try:
-            return _Call(self._loaded, work, self._folder, self._next()).done()
+            return _Call(self._loaded, work, self._folder, self._own, self._next()).done()
         except OSError as error:
             code, text = _trouble(error)
             return Failed(order=work.order, code=code, text=text)
@@ -113,6 +131,7 @@ class _Call:
     loaded: _Loaded
     work: Work
     folder: Path
+    own: Path
     number: int
     failed: bool = field(default=False)
 
@@ -126,7 +145,7 @@ class _Call:
             if content is None:
                 files.append(None)
                 continue
-            blocks = write_content(self.folder / name, content)
+            blocks = write_content(self.own / name, content)
             files.append(File(name, blocks.digest, blocks.size, blocks.digests))
         assert files[0] is not None
         return Done(order=self.work.order, reply=files[0], state=files[1], failed=self.failed)
@@ -200,14 +219,11 @@ class _Call:
 
 
 def main(keeper: socket.socket, folder: Path) -> None:
-    """Be the inner process: in a scratch folder, with printing line by line, until the keeper hangs up."""
+    """Be the inner process, with printing line by line, until the keeper hangs up."""
     faulthandler.enable()
     processes.refuse_privileges()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    scratch = folder / "scratch"
-    scratch.mkdir(exist_ok=True)
-    os.chdir(scratch)
     Caller(keeper, folder).run()
 
 

@@ -68,6 +68,7 @@ class Keeper:
         self._pids: tuple[int, ...] = (inner.pid,)
         self._beat_at = self._memory_at = 0.0
         self._exceeded = ""
+        self._tasks_before = 0
         self._over = False
         self._ending = -1
         self._selector = selectors.DefaultSelector()
@@ -175,7 +176,7 @@ class Keeper:
     # --- looking after the inner process -----------------------------------------------------------------------------
 
     def _patience(self) -> float:
-        if self._task.busy and self._limits.memory_bytes:
+        if self._task.busy and (self._limits.memory_bytes or self._limits.processes):
             return _LOOK_S
         return BEAT_S if self._task.busy or any(lines.waiting for lines in self._lines.values()) else 10.0
 
@@ -193,6 +194,7 @@ class Keeper:
         if now >= self._memory_at:
             self._memory_at = now + _LOOK_S
             self._check_memory()
+            self._check_processes()
 
     def _check_memory(self) -> None:
         most = self._limits.memory_bytes
@@ -205,6 +207,22 @@ class Keeper:
                 "([limits] memory_mb): use a smaller model or batch"
             )
             processes.kill_below(os.getpid())
+
+    def _check_processes(self) -> None:
+        """End a trainer that multiplies; they are counted only when the whole machine has many more than before."""
+        most = self._limits.processes
+        if not most or self._exceeded:
+            return
+        tasks = processes.tasks_of_machine()
+        self._tasks_before = min(tasks, self._tasks_before or tasks)
+        if tasks - self._tasks_before <= most // 2:
+            return
+        count = len(processes.usage_below(os.getpid()).pids)
+        if count > most:
+            self._exceeded = (
+                f"the app had {count} processes; the device's owner allows {most} ([limits] processes): start fewer"
+            )
+            self._end(self._exceeded)  # then the agent ends the whole group at once, which no loop of kills could
 
     def _ended(self) -> bool:
         """Whether the inner process has ended; then the agent is told, and this one ends as well."""

@@ -47,12 +47,47 @@ class Limits(msgspec.Struct, frozen=True):
         file_bytes: the largest file it may write.
         nice: added to its niceness.
         lines_per_s: lines of output per second that are passed on; the rest is counted.
+        processes: of the trainer and its children together.
     """
 
     memory_bytes: int = 0
     file_bytes: int = 0
     nice: int = 5
     lines_per_s: float = 200.0
+    processes: int = 0
+
+
+class Sandbox(msgspec.Struct, frozen=True):
+    """How a trainer confines itself before it loads an app, by the owner's decision.
+
+    Attributes:
+        confine: whether it does.
+        minimum: what must hold, or the app is not loaded; one of `ISOLATION`.
+        readable, devices: paths that the owner names, beside the trainer's own.
+        unix_sockets: whether sockets of the machine may be made.
+        key, journal: the agent's files, which the trainer shows to be out of reach by trying; empty: not tried.
+        agent: the agent's process id, for the same purpose.
+    """
+
+    confine: bool = True
+    minimum: str = "landlock"
+    readable: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    unix_sockets: bool = False
+    key: str = ""
+    journal: str = ""
+    agent: int = 0
+
+
+ISOLATION: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "seccomp": ("network",),
+    "landlock": ("key", "journal", "network"),
+}
+"""What each level demands to be out of an app's reach, by whatever means."""
+
+MADE = "made"
+"""The folder within the hand-over folder in which a confined trainer may write; the rest it only reads."""
 
 
 class Frame(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower):
@@ -62,11 +97,16 @@ class Frame(msgspec.Struct, frozen=True, tag_field="kind", tag=str.lower):
 
 
 class Load(Frame, frozen=True):
-    """Unpack and import the bundle in the file `bundle`; said once, first."""
+    """Unpack and import the bundle in the file `bundle`; said once, first.
+
+    Attributes:
+        sandbox: None: the trainer is as free as its user, and writes into the hand-over folder itself.
+    """
 
     run: RunId = RunId("")
     bundle: str = ""
     limits: Limits = Limits()
+    sandbox: Sandbox | None = None
 
 
 class Work(Frame, frozen=True):
@@ -106,7 +146,8 @@ class LoadFailed(Frame, frozen=True):
 
     Attributes:
         code: "packages", something is not installed; "bundle", it is no Flower app or raised when imported; "disk",
-            no room to unpack it; "outside", somebody else killed the trainer meanwhile.
+            no room to unpack it; "isolation", the owner's minimum does not hold here;
+            "outside", somebody else killed the trainer meanwhile.
         status: how the process ended, negative for a signal; None if it did not.
     """
 
