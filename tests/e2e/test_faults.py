@@ -18,6 +18,8 @@ AGENTS = 3
 OPTIONS = ("-c", "num-server-rounds=6", "-c", "min-nodes=3", "--seed", "7")
 KILLS = int(os.environ.get("FEDFLEET_KILLS", "4"))
 """Runs in which every part is killed once; `make soak` plays ten."""
+BROKER_AWAY_S = float(os.environ.get("FEDFLEET_BROKER_AWAY_S", "15"))
+"""For so long is the broker gone; in `make soak` for a minute."""
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,7 @@ def test_broker_that_is_gone_for_a_while_costs_time_and_nothing_else(fleet: Loca
     run = fleets.submit(fleet, DIGITS, *OPTIONS)
     run.wait_for_round(2)
     fleet.broker.hold()
-    time.sleep(15)
+    time.sleep(BROKER_AWAY_S)
     fleet.broker.release()
     ended = run.wait()
     assert ended.snapshot["state"] == "finished", ended

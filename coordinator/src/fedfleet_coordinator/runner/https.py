@@ -12,7 +12,7 @@ from fedfleet_coordinator.errors import HubRefused, Nondeterministic
 from fedfleet_coordinator.rows import Position, Run
 from fedfleet_coordinator.runner.channel import BlobChannel
 from fedfleet_coordinator.runner.hub import Ending
-from fedfleet_coordinator.runner.scratch import Scratch
+from fedfleet_coordinator.runner.scratch import Scratch, is_full
 from fedfleet_coordinator.runner.wire import PIECE_BYTES, Elsewhere, Later, Wire, read, refusal
 from fedfleet_protocol.blocks import BlockHasher, BlockList
 from fedfleet_protocol.ids import AgentId, Digest
@@ -106,7 +106,7 @@ class HttpHub:
         if fd is not None:
             return fd
         for _ in range(_TRIES_OF_A_BLOB):
-            download = _Download(blob, self._scratch.file())
+            download = _Download(blob, self._scratch.write(self._scratch.file))
             try:
                 self._wire.patiently(partial(self._receive, download))
             except BaseException:
@@ -169,8 +169,10 @@ class HttpHub:
         try:
             while piece := read(response, PIECE_BYTES):
                 download.take(piece)
-        except BaseException:
+        except BaseException as error:
             response.close()
+            if is_full(error):
+                raise Later(f"there is no room for blob {blob.digest[:12]} on the runner's disk") from error
             raise
         response.release_conn()
         if download.done < blob.size:

@@ -30,13 +30,13 @@ class Payload:
 
 
 def pack(content: Content, scratch: Scratch) -> Payload:
-    """Return `content` as a file.
+    """Return `content` as a file; waits while the disk is full."""
 
-    Raises:
-        OSError: the disk is full.
-    """
-    file = Descriptor(scratch.file())
-    blocks = write_content(file.fd, content)
+    def written() -> tuple[Descriptor, BlockList]:
+        file = Descriptor(scratch.file())
+        return file, write_content(file.fd, content)
+
+    file, blocks = scratch.write(written)
     return Payload(BlobRef(blocks.digest, blocks.size), blocks, file, StoredContent(file, content.manifest))
 
 
