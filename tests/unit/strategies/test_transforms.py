@@ -67,7 +67,9 @@ def test_the_mean_of_many_codes_is_the_vector(name: str) -> None:
     x = np.random.default_rng(1).normal(size=200).astype(np.float32)
     found = np.array([there_and_back(named(name), x, seed) for seed in range(4000)], np.float64)
     apart, error = found.mean(0) - x, found.std(0) / math.sqrt(4000)
-    assert (np.abs(apart) <= 5 * error + 1e-6).all()
+    # What happens to one code in a thousand may not have happened here.
+    rare = 10 / 4000 * (np.abs(x) / 128 if name == "bfloat16" else np.abs(x).max() / 127)
+    assert (np.abs(apart) <= 5 * error + rare).all()
     assert error.max() > 0
 
 
@@ -115,7 +117,8 @@ def test_a_code_is_as_short_as_it_says(name: str, most: float) -> None:
 
 
 def test_what_top_k_keeps_is_exactly_what_did_not_travel() -> None:
-    transform, rng, memory = named("topk-0.05"), np.random.default_rng(5), {}
+    transform, rng = named("topk-0.05"), np.random.default_rng(5)
+    memory: dict[str, Any] = {}
     came, went = np.zeros(400), np.zeros(400)
     for _ in range(50):
         x = rng.integers(-8, 9, 400).astype(np.float32)
