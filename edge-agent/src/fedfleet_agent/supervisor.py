@@ -368,12 +368,21 @@ class Supervisor:
 
     def _finish(self, place: _Place, work: Work, done: handover.Done) -> None:
         reply = self._taken(place, done.reply, "reply")
-        state = self._taken(place, done.state, "state") if done.state and not done.failed else None
+        try:
+            state = self._taken(place, done.state, "state") if done.state and not done.failed else None
+        except (OSError, ProtocolError):
+            reply.path.unlink()
+            raise
         place.work, place.idle_since = None, self._clock()
+        # Said before the folder is tidied: what else the app left there does not undo its reply.
+        self._events.append(Done(work.order, reply, state, done.failed))
+        self._tidy(place)
+
+    @staticmethod
+    def _tidy(place: _Place) -> None:
         for file in (*place.trainer.folder.iterdir(), *(place.trainer.folder / handover.MADE).iterdir()):
             if file.name.startswith(("message-", "state-", "reply-")):
-                file.unlink()
-        self._events.append(Done(work.order, reply, state, done.failed))
+                _discard(file)
 
     def _fail(self, place: _Place, code: str, text: str, status: int | None = None) -> None:
         """Tell of the failure, and end the trainer: what an app did to it, the next order shall not meet."""
@@ -386,12 +395,12 @@ class Supervisor:
     def _hand_over(self, source: Path, trainer: Trainer, name: str) -> str:
         target = trainer.folder / name
         if self._attach:  # another user's process: it needs a file of its own
-            shutil.copyfile(source, target)
+            _copy(source, target)
             return name
         try:
             os.link(source, target)
         except OSError:
-            shutil.copyfile(source, target)
+            _copy(source, target)
         return name
 
     def _taken(self, place: _Place, file: handover.File, kind: str) -> Handed:
@@ -411,24 +420,31 @@ class Supervisor:
             raise Malformed(f"the trainer names a file {file.name!r} that is not there") from error
         found = os.lstat(target)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_size != file.size:
-            if stat.S_ISDIR(found.st_mode):
-                shutil.rmtree(target, ignore_errors=True)
-            else:
-                target.unlink(missing_ok=True)
+            _discard(target)
             raise Malformed(f"{file.name!r} is not a plain file of {file.size} bytes")
         return Handed(target, blocks)
 
 
 def _empty(folder: Path, *, keep: str = "") -> None:
     with suppress(FileNotFoundError):
-        for entry in list(os.scandir(folder)):
-            if entry.name == keep:
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                with suppress(OSError):
-                    os.unlink(entry.path)
+        for entry in list(folder.iterdir()):
+            if entry.name != keep:
+                _discard(entry)
+
+
+def _discard(entry: Path) -> None:
+    """Remove whatever lies there, as far as that can be done; a link is not followed."""
+    with suppress(OSError):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy into a file that is new: what an app put in its place, a link say, is not written through."""
+    with source.open("rb") as given, target.open("xb") as taken:
+        shutil.copyfileobj(given, taken, 1 << 20)
 
 
 def _move(source: Path, target: Path) -> None:
