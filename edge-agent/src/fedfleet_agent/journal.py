@@ -4,8 +4,9 @@ A change is one transaction and durable when the call returns (write-ahead log, 
 names are made durable before the row; files that no row names are garbage. A reserve of disk space is given back to
 the file system when the disk is full, so that a task can still be settled on a full disk.
 
-The ledger says what concerns the owner: whose code was let in, what was refused, what left. Each line carries the
-digest of the line before, so a line that was changed or taken out is seen.
+The ledger says what concerns the owner: whose code was let in, which tasks were declined, which replies were let out and
+what became of them. Each line carries the digest of the line before, so a line that was changed or taken out from among
+those that are read is seen. Lines cut off at the end are not: nobody else holds the newest digest.
 """
 
 import hashlib
@@ -39,7 +40,8 @@ class LedgerLine(msgspec.Struct, frozen=True):
 
     Attributes:
         at: seconds since the epoch.
-        what: "trusted", "refused", "ready", "left" or "discarded".
+        what: "trusted", the task's code may run here; "declined"; "ready", the egress policy lets the reply out;
+            "accepted", the coordinator took it; "discarded", it did not.
         run, n: of which task.
         text: what happened, for a person.
     """
