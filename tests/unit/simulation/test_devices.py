@@ -92,8 +92,9 @@ def test_options_are_read() -> None:
     ("read", "text"),
     [
         (duration, "30"), (duration, "-3s"), (duration, "gauss:3s"), (duration, "lognormal:3s:x"),
-        (duration, "uniform:3s"), (duration, "uniform:5s:3s"), (link, "10"), (link, "0Mbit"), (link, "10s"), (stragglers, "0.2"),
-        (stragglers, "1.2:5x"), (stragglers, "0.2:0x"), (share, "1.5"), (share, "-1"), (share, "nan"), (share, "often"),
+        (duration, "uniform:3s"), (duration, "uniform:5s:3s"), (link, "10"), (link, "0Mbit"), (link, "10s"),
+        (stragglers, "0.2"), (stragglers, "1.2:5x"), (stragglers, "0.2:0x"), (share, "1.5"), (share, "-1"),
+        (share, "nan"), (share, "often"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_with_an_example(read: object, text: str) -> None:

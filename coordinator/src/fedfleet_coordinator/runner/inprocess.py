@@ -80,6 +80,10 @@ class InProcessHub(ABC):
             lambda tx, now, out: runs.metrics(tx, self.run, self.epoch, server_round, kind, values, num_rounds, out)
         )
 
+    def tell_left_out(self, n: int, why: dict[AgentId, tuple[str, str]]) -> None:
+        """Note which replies do not count."""
+        self._call(lambda tx, now, out: runs.left_out(tx, self.run, self.epoch, n, why, out))
+
     def end(self, state: Ending, reason: str, text: str, model: BlobRef | None) -> None:
         """End the run."""
 

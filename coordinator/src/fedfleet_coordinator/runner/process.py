@@ -24,6 +24,7 @@ from fedfleet_coordinator.runner.execution import Outcome, execute
 from fedfleet_coordinator.runner.https import HttpHub
 from fedfleet_coordinator.runner.hub import Hub
 from fedfleet_coordinator.runner.output import Output
+from fedfleet_coordinator.runner.patience import Patience
 from fedfleet_coordinator.runner.scratch import Scratch
 from fedfleet_coordinator.runner.wire import Address, Wire
 from fedfleet_flower import compat
@@ -82,7 +83,9 @@ def _run(hub: HttpHub, home: Path, scratch: Scratch, output: Output) -> int:
     return 0 if outcome.state == "finished" else APP_FAULT
 
 
-def outcome_of(hub: Hub, run: Run, position: Position | None, home: Path, scratch: Scratch) -> Outcome:
+def outcome_of(
+    hub: Hub, run: Run, position: Position | None, home: Path, scratch: Scratch, *, patience: Patience | None = None
+) -> Outcome:
     """Unpack the run's bundle, load its ServerApp, execute it and return how that ended."""
     folder = home / "app"
     shutil.rmtree(folder, ignore_errors=True)
@@ -107,17 +110,22 @@ def outcome_of(hub: Hub, run: Run, position: Position | None, home: Path, scratc
         overrides=run.config,
     )  # fmt: skip
     try:
-        return execute(app, hub, run, position, scratch=scratch, run_config=config, details=details)
+        return execute(app, hub, run, position, scratch=scratch, run_config=config, details=details, patience=patience)
     except Misconfigured as error:
         return Outcome("failed", "app_failed", str(error))
+
+
+def allow_many_files() -> None:
+    """Let this process have as many files open as it may: a large cohort's replies are one each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 20) if hard > 0 else 1 << 20, hard))
 
 
 def _settle() -> None:
     """Make this process fit to run an app: files for large cohorts, logs that somebody reads, no Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it stops it
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY or soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 20) if hard > 0 else 1 << 20, hard))
+    allow_many_files()
     _log.addHandler(logging.StreamHandler(sys.stderr))
     _log.setLevel(logging.INFO)
     _log.propagate = False  # the root logger is the app's to configure

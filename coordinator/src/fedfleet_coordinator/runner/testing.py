@@ -168,10 +168,6 @@ class MemoryHub(InProcessHub):
         self._call(lambda tx, now, out: tx.get(Run, self.run))
         return _memory_file(self.files[blob.digest])
 
-    def tell_left_out(self, n: int, why: dict[AgentId, tuple[str, str]]) -> None:
-        """Note which replies do not count."""
-        self._call(lambda tx, now, out: runs.left_out(tx, self.run, self.epoch, n, why, out))
-
     def tell_metrics(self, server_round: int, kind: str, values: dict[str, Any], num_rounds: int) -> None:
         """Keep the metrics of a round; told twice, they are the same."""
         super().tell_metrics(server_round, kind, values, num_rounds)
