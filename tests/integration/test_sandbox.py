@@ -1,5 +1,6 @@
 """This kernel's confinement of real processes: what it refuses, and what goes on working."""
 
+import json
 import os
 import subprocess
 import sys
@@ -157,3 +158,48 @@ print(time.process_time() - before)
         float(subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout) for _ in range(5)
     ]
     assert min(took) < 0.03, took
+
+
+def isolation(state: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "fedfleet_agent", "isolation", "--state", str(state), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def agent_home(state: Path, config: str = "") -> Path:
+    state.mkdir(mode=0o700)
+    for name in ("identity.pem", "journal.sqlite"):
+        (state / name).write_text("private")
+    (state / "agent.toml").write_text(config)
+    return state
+
+
+def test_the_owner_is_told_what_holds(tmp_path: Path) -> None:
+    home = agent_home(tmp_path / "agent")
+    done = isolation(home, "--json")
+    said = json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert said["missing"] == [] and said["minimum"] == "landlock"
+    reach = {name: said[name] for name in ("key", "journal", "network", "memory", "sockets")}
+    assert not any(reach.values()), reach
+    assert said["signals"] == (said["kernel"]["landlock"] < 6)
+    assert "out of reach" in isolation(home).stdout
+    assert sorted(os.listdir(home)) == ["agent.toml", "identity.pem", "journal.sqlite"]
+
+
+@pytest.mark.parametrize(
+    ("config", "missing", "why"),
+    [
+        ("[trainer]\nsandbox = false", ["key", "journal", "network"], "switched the sandbox off"),
+        ("[trainer]\nreadable = ['{home}']", ["key", "journal"], "readable, and they lie in it"),
+        ("[agent]\nnode_config = {{ data = '{home}' }}", ["key", "journal"], "name a narrower folder"),
+        ("[trainer]\nsandbox = false\nisolation_minimum = 'seccomp'", ["network"], "switched the sandbox off"),
+        ("[trainer]\nsandbox = false\nisolation_minimum = 'none'", [], ""),
+    ],
+)
+def test_what_is_missing_is_named_with_its_reason(tmp_path: Path, config: str, missing: list[str], why: str) -> None:
+    home = agent_home(tmp_path / "agent", config.format(home=tmp_path / "agent"))
+    done = isolation(home, "--json")
+    said = json.loads(done.stdout)
+    assert (said["missing"], done.returncode) == (missing, 1 if missing else 0)
+    assert why in said["why"]
+    assert why in isolation(home).stdout

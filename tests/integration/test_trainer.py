@@ -618,3 +618,66 @@ def test_a_trainer_that_listens_on_a_socket_is_used_like_a_child(tmp_path: Path)
             assert process.wait(5) == 0
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize(("option", "missing"), [("key", "the agent's key"), ("journal", "the agent's journal")])
+def test_an_app_is_not_loaded_where_it_could_reach_what_the_owner_guards(
+    tmp_path: Path, option: str, missing: str
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "secret").write_text("secret")
+    guarded: dict[str, Any] = {option: str(tmp_path / "home" / "secret")}
+    sandbox = handover.Sandbox(readable=(str(tmp_path / "home"),), **guarded)
+    bench = Bench(tmp_path, sandbox=lambda: sandbox)
+    try:
+        ended, _ = bench.do(bench.work(bundle(tmp_path, "print('loaded', flush=True)\n" + TRAIN + "    pass\n")))
+        assert isinstance(ended, Failed)
+        assert ended.code == "isolation"
+        assert missing in ended.text and "name a narrower folder" in ended.text
+    finally:
+        bench.supervisor.close()
+
+
+def test_an_app_writes_its_own_folder_and_neither_its_orders_nor_the_agents_blobs(tmp_path: Path) -> None:
+    body = """
+    import pathlib
+    seen = {}
+    hand = pathlib.Path.cwd().parents[1]
+    handed = next(hand.glob("message-*"))
+    for name, path, mode in (("order", handed, "r+b"), ("blob", BLOB, "rb"), ("new", hand / "x", "wb"),
+                             ("own", "own", "wb"), ("other", pathlib.Path("/tmp/x"), "wb")):
+        try:
+            open(path, mode).close()
+            seen[name] = 1
+        except PermissionError:
+            seen[name] = 0
+    return answer(message, **seen)
+"""
+    bench = Bench(tmp_path)
+    try:
+        app = bundle(tmp_path, TRAIN + body.replace("BLOB", repr(str(tmp_path / "message-1"))))
+        ended, _ = bench.do(bench.work(app))
+        stored = reply_of(ended)
+        assert stored.failure is None, stored.failure
+        assert stored.records()["metrics"] == MetricRecord({"order": 0, "blob": 0, "new": 0, "own": 1, "other": 0})
+    finally:
+        bench.supervisor.close()
+
+
+def test_a_fork_bomb_ends_and_leaves_nothing(tmp_path: Path) -> None:
+    body = """
+    while True:
+        if os.fork() == 0:
+            os.setsid()
+            time.sleep(60)
+            os._exit(0)
+        time.sleep(0.002)
+"""
+    bench = Bench(tmp_path, limits=handover.Limits(processes=60))
+    try:
+        ended, _ = bench.do(bench.work(bundle(tmp_path, TRAIN + body)))
+        assert isinstance(ended, Failed)
+        assert "[limits] processes" in ended.text
+    finally:
+        bench.supervisor.close()
+    assert not psutil.Process().children(recursive=True)

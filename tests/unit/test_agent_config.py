@@ -7,6 +7,7 @@ import pytest
 
 from fedfleet_agent.config import SECTIONS, Config, described, load, parse, template
 from fedfleet_agent.errors import ConfigError
+from fedfleet_agent.isolation import sandbox_of
 
 FILE = Path("agent.toml")
 KEY = "3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29"
@@ -110,3 +111,25 @@ def test_the_template_says_the_defaults() -> None:
 def test_every_key_is_described() -> None:
     for section in SECTIONS.values():
         assert all(described(section).values())
+
+
+def test_a_sandbox_lets_apps_read_what_the_owner_names_and_no_more(tmp_path: Path) -> None:
+    config = parse(
+        """
+        [agent]
+        node_config = { data = "/srv/data", partition-id = 3, name = "relative/or/a/word" }
+        [trainer]
+        readable = ["~/rows", "/mnt/x"]
+        devices = ["/dev/nvidia0"]
+        isolation_minimum = "seccomp"
+        """,
+        FILE,
+    )
+    sandbox = sandbox_of(
+        config.trainer, config.agent.node_config, key=tmp_path / "key", journal=tmp_path / "journal", agent=7
+    )
+    assert sandbox.readable == (str(Path("~/rows").expanduser()), "/mnt/x", "/srv/data")
+    assert (sandbox.devices, sandbox.minimum, sandbox.agent) == (("/dev/nvidia0",), "seccomp", 7)
+    assert sandbox.confine and not sandbox.unix_sockets
+    with pytest.raises(ConfigError, match="isolation_minimum"):
+        parse('[trainer]\nisolation_minimum = "some"', FILE)

@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, act, text in (
         ("status", commands.status, "say what the agent on this device does"),
         ("explain", commands.explain, "say whether this device may train now, and if not why"),
+        ("isolation", commands.isolation, "try what an app could reach on this device, and say it"),
     ):
         look = _command(actions, name, act, text)
         look.add_argument("--json", action="store_true", help="for programs")

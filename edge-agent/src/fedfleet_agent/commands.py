@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from fedfleet_agent import config, probes
+from fedfleet_agent import config, memory, probes
 from fedfleet_agent.eligibility import Ineligible, judge
 from fedfleet_agent.errors import ConfigError
 from fedfleet_agent.home import DEFAULT, Home
@@ -121,6 +122,51 @@ def explain(options: argparse.Namespace) -> int:
         at = datetime.fromtimestamp(line["at"]).astimezone()
         print(f"  {at:%Y-%m-%d %H:%M:%S}  {line['what']:<9} exchange {line['n']} of {line['run']}: {line['text']}")
     return 0
+
+
+def isolation(options: argparse.Namespace) -> int:
+    """Try what an app could reach here; the exit code is 1 if that is more than the owner allows."""
+    from fedfleet_agent.isolation import missing, proven, sandbox_of
+
+    home = Home(options.state)
+    rules = config.load(_config_file(options, home))
+    memory.hide()
+    with tempfile.NamedTemporaryFile(dir=home.folder, prefix="isolation-") as stand_in:
+        # What is not there cannot be opened: before the device has joined, another private file is tried.
+        files = [file if file.exists() else Path(stand_in.name) for file in (home.key_file, home.journal_file)]
+        sandbox = sandbox_of(
+            rules.trainer,
+            rules.agent.node_config,
+            key=files[0],
+            journal=files[1],
+            agent=home.running() or os.getpid(),
+        )
+        reach = proven(sandbox, home.folder)
+    lacking = missing(reach, sandbox.minimum)
+    if options.json:
+        _print_json({**reach, "minimum": sandbox.minimum, "missing": lacking})
+        return 1 if lacking else 0
+    kernel = reach["kernel"]
+    print(f"This kernel: Landlock {kernel['landlock'] or 'none'}, seccomp {'yes' if kernel['seccomp'] else 'no'}.")
+    for name, what in _REACH.items():
+        print(f"  {what:<36} {'WITHIN REACH' if reach[name] else 'out of reach'}")
+    for path in sandbox.readable:
+        print(f"  {path:<36} readable, as the owner says")
+    if lacking:
+        print(f"Tasks are refused: {reach['why']}.")
+        return 1
+    print(f"That is what [trainer] isolation_minimum = {sandbox.minimum!r} asks for.")
+    return 0
+
+
+_REACH = {
+    "key": "the agent's key",
+    "journal": "the agent's journal",
+    "network": "the network",
+    "memory": "the agent's memory",
+    "signals": "signals to the agent",
+    "sockets": "Unix sockets of this machine",
+}
 
 
 def pause(options: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 from fedfleet_agent.egress import Policy
 from fedfleet_agent.eligibility import Rules, parse_window
 from fedfleet_agent.errors import ConfigError
+from fedfleet_agent.isolation import Isolation
 from fedfleet_protocol.messages import ConfigValue
 
 MAX_FILE_BYTES: Final = 1 << 20
@@ -47,6 +48,9 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
 
     time_s: Annotated[float, Meta(gt=0, description="Longest a task may take, in seconds.")] = 86_400.0
     memory_mb: Annotated[int, Meta(ge=0, description="Most memory the trainer may use; 0: no limit.")] = 0
+    processes: Annotated[int, Meta(ge=0, description="Most processes the trainer may have at a time; 0: no limit.")] = (
+        512
+    )
     file_mb: Annotated[int, Meta(gt=0, description="Largest file the trainer may write.")] = 4096
     disk_mb: Annotated[int, Meta(gt=0, description="Most disk space for models, updates and apps.")] = 16_384
     log_lines_per_s: Annotated[float, Meta(ge=0, description="Lines of app output forwarded; the rest is counted.")] = (
@@ -80,6 +84,7 @@ class Config(Struct, frozen=True):
     eligibility: Rules = Rules()
     trust: Trust = Trust()
     egress: Policy = Policy()
+    trainer: Isolation = Isolation()
     trusted: dict[bytes, str] = {}
 
 
@@ -89,6 +94,7 @@ SECTIONS: Final[dict[str, type[Struct]]] = {
     "eligibility": Rules,
     "trust": Trust,
     "egress": Policy,
+    "trainer": Isolation,
 }
 
 

@@ -78,13 +78,23 @@ class Home:
         return self.folder / "agent.toml"
 
     @property
+    def key_file(self) -> Path:
+        """Where the agent's key is, with its certificate."""
+        return self.folder / "identity.pem"
+
+    @property
+    def journal_file(self) -> Path:
+        """Where the journal is."""
+        return self.folder / "journal.sqlite"
+
+    @property
     def handover(self) -> Path:
         """The folder that trainers share."""
         return self.folder / "handover"
 
     def journal(self) -> SqliteJournal:
         """Return the journal, opened. Raises `JournalError`."""
-        return SqliteJournal(self.folder / "journal.sqlite", self.folder / "reserve")
+        return SqliteJournal(self.journal_file, self.folder / "reserve")
 
     def blobs(self) -> BlobFolder:
         """Return the blob folder."""

@@ -6,6 +6,7 @@ everything it must remember in the journal.
 """
 
 import logging
+import os
 import random
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from fedfleet_agent.errands import Errands
 from fedfleet_agent.errors import AgentError, ConfigError, HubUnreachable
 from fedfleet_agent.home import Home, Report
 from fedfleet_agent.hub import Hub
+from fedfleet_agent.isolation import sandbox_of
 from fedfleet_agent.link import Link
 from fedfleet_agent.loop import Loop
 from fedfleet_agent.supervisor import Supervisor
@@ -50,6 +52,7 @@ def live(home: Home, config_file: Path, settings: Config, *, trainer_socket: Pat
     Raises:
         AgentError: it cannot begin, or cannot go on; the text says why and what to do.
     """
+    memory.hide()
     lines = logs.to_stderr(settings.agent.log_level)
     with home.lock():
         resident = Resident(home, config_file, settings, trainer_socket=trainer_socket)
@@ -100,6 +103,7 @@ class Resident:
         self._trainers = Supervisor(
             home.handover,
             limits=_limits(settings),
+            sandbox=lambda: self._sandbox(attached=trainer_socket is not None),
             idle_s=settings.limits.trainer_idle_s,
             attach=trainer_socket,
             clock=self._loop.clock,
@@ -156,6 +160,15 @@ class Resident:
         self._journal.close()
         self._loop.close()
         self._home.write_report(Report(at=time.time(), agent=self._credentials.agent, version=__version__))
+
+    def _sandbox(self, *, attached: bool) -> handover.Sandbox:
+        return sandbox_of(
+            self.config.trainer,
+            self.config.agent.node_config,
+            key=self._home.key_file,
+            journal=self._home.journal_file,
+            agent=0 if attached else os.getpid(),
+        )
 
     # --- surroundings ------------------------------------------------------------------------------------------------
 
@@ -318,6 +331,7 @@ def _limits(settings: Config) -> handover.Limits:
     limits = settings.limits
     return handover.Limits(
         memory_bytes=limits.memory_mb * 1_000_000,
+        processes=limits.processes,
         file_bytes=limits.file_mb * 1_000_000,
         lines_per_s=max(1, int(limits.log_lines_per_s)),
     )

@@ -8,7 +8,7 @@ import os
 import site
 import socket
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import fedfleet_sandbox
@@ -40,7 +40,6 @@ class Reach:
     memory: bool = False
     signals: bool = False
     sockets: bool = False
-    notes: tuple[str, ...] = field(default=())
 
     def missing(self, minimum: str) -> tuple[str, ...]:
         """Return what a level wants out of reach and is not; an unknown level wants all."""

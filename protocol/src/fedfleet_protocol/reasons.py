@@ -14,6 +14,7 @@ DECLINE: dict[str, str] = {
     "paused": "the owner has paused this agent",
     "untrusted": "the bundle is not signed by a publisher that this device's owner trusts",
     "packages": "the app needs packages that are not installed on the device",
+    "isolation": "the device cannot keep an app away from what its owner wants out of reach",
     "payload": "the task's payload cannot be read",
     "bundle": "the bundle cannot be unpacked or is not a Flower app",
     "state_lost": "the device no longer has the app state that this task builds on",

@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import tomli_w
 
+import fedfleet_sandbox
 from fedfleet_coordinator.cli import context
 from fedfleet_coordinator.cli.children import Child, Family, Program, Say
 from fedfleet_coordinator.cli.client import Client
@@ -209,6 +210,9 @@ class LocalFleet:
             "agent": {"node_config": node_config},
             "trust": {"publishers": {"local": publisher}},
         }
+        able = fedfleet_sandbox.probe()
+        if not (able.landlock and able.seccomp):  # these agents' owner is who runs the apps
+            made["trainer"] = {"isolation_minimum": "none"}
         for section, values in self._settings.items():
             made[section] = made.get(section, {}) | dict(values)
         return made
