@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Literal
 
 import msgspec
 import pytest
@@ -13,13 +14,24 @@ from fedfleet_coordinator.clock import Now
 from fedfleet_coordinator.errors import BadRequest, NotAllowed
 from fedfleet_coordinator.exchanges import Exchanges
 from fedfleet_coordinator.outbox import Outbox
-from fedfleet_coordinator.rows import Agent, Blob, Exchange, Run, Task, Turn
+from fedfleet_coordinator.rows import Agent, Blob, Exchange, Ref, Run, Task, Turn
 from fedfleet_coordinator.store.memory import MemoryStore
 from fedfleet_protocol.blocks import BLOCK_BYTES, BlockList, blocks_of
 from fedfleet_protocol.errors import Malformed
 from fedfleet_protocol.exchange import TaskState
 from fedfleet_protocol.ids import AgentId, Digest, agent_id, run_id
-from fedfleet_protocol.messages import Ask, BlobRef, Checkpoint, Grant, Need, Notice, Open, Reply, ToAgent, Verdict
+from fedfleet_protocol.messages import (
+    Ask,
+    BlobRef,
+    Checkpoint,
+    Grant,
+    Need,
+    Notice,
+    Open,
+    Reply,
+    ToAgent,
+    Verdict,
+)
 
 RUN, AGENT, NOW = run_id(bytes(16)), agent_id(bytes([1]) * 16), Now(1.0, 1.0)
 PAYLOAD = b"payload"
@@ -39,11 +51,16 @@ class Scene:
             )
 
     def open(
-        self, n: int = 1, *, cohort: dict[AgentId, BlobRef] | None = None, deadline_s: float = 60.0
+        self,
+        n: int = 1,
+        *,
+        cohort: dict[AgentId, BlobRef] | None = None,
+        deadline_s: float = 60.0,
+        late: Literal["refuse", "keep"] = "refuse",
     ) -> list[ToAgent]:
         """Open an exchange; return what is sent."""
         out = Outbox()
-        request = Open(run=RUN, epoch="e", n=n, cohort=cohort or {AGENT: REF}, deadline_s=deadline_s)
+        request = Open(run=RUN, epoch="e", n=n, cohort=cohort or {AGENT: REF}, deadline_s=deadline_s, late=late)
         with self.store.transaction() as tx:
             self.machine.open(tx, request, NOW, out)
         return [message for _, message in out.sends]
@@ -117,6 +134,27 @@ def test_reply_in_the_settle_time_does_not_close_an_exchange_whose_time_is_over(
         scene.machine.tick(tx, Now(61.0, 1.0), Outbox())
         exchange = tx.get(Exchange, RUN, 1)
     assert exchange is not None and exchange.reason == "deadline"
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_late_reply_that_never_comes_is_given_up_a_deadline_later(restarted: bool) -> None:
+    scene, out = Scene(), Outbox()
+    with scene.store.transaction() as tx:
+        tx.put(Run(run=RUN, state="running", epoch="e", bundle=REF.digest, late="keep", deadline_s=60.0))
+    scene.open(deadline_s=60.0, late="keep")
+    with scene.store.transaction() as tx:
+        scene.machine.tick(tx, Now(62.0, 1.0), out)
+        if restarted:
+            scene.machine = Exchanges(Capabilities(bytes(32)))
+            scene.machine.recover(tx, Now(62.0, 1.0))
+        scene.machine.tick(tx, Now(120.0, 1.0), out)
+        view = scene.machine.view(tx, RUN, 1)
+        assert (view.closed, view.replies, out.sends[1:]) == ("deadline", (), [])
+        scene.machine.tick(tx, Now(122.0, 1.0), out)
+        view = scene.machine.view(tx, RUN, 1)
+        assert [(ref.agent, ref.blob, ref.code, ref.late) for ref in view.replies] == [(AGENT, None, "deadline", True)]
+        assert not tx.find(Ref), "nobody fetches the payload any more"
+    assert isinstance(out.sends[-1][1], Verdict) and out.sends[-1][1].code == "closed"
 
 
 @pytest.mark.parametrize("next_n", [0, 3, 1 << 40])

@@ -9,7 +9,8 @@
 - A missing blob is answered with `need`, which is not a verdict.
 - An exchange closes when all its tasks are settled, when its quorum is reached and the grace time is over, at its
   deadline, or when its run ends. The close fixes the accepted set. Nothing is accepted after it, except where the
-  exchange keeps late updates: there a task stays answerable until the same agent's next task is published.
+  exchange keeps late updates: there a task stays answerable until the same agent's next task is published, at most
+  for the run's deadline once more.
 - Time is the hub's durable up-time, which stands still for a settle time after each start: in it nothing closes
   because of the time. Leases live in memory: a missed one only makes the notice go out again.
 
@@ -84,6 +85,7 @@ class Exchanges:
         self._granter = granter
         self._limits = limits
         self._leases: dict[tuple[RunId, int, AgentId], float] = {}
+        self._kept: dict[tuple[RunId, int], float] = {}
         self._awaited: dict[AgentId, Reply] = {}
 
     # --- what a runner asks ------------------------------------------------------------------------------------------
@@ -130,21 +132,26 @@ class Exchanges:
     def view(self, tx: Tx, run: RunId, n: int) -> ExchangeView:
         """Return an exchange as its runner sees it: settled tasks in the order of agent ids.
 
+        Where late replies are kept, those that will not come any more are among them, as late ones.
+
         Raises:
             BadRequest: there is no such exchange.
         """
         exchange = tx.get(Exchange, run, n)
         if exchange is None:
             raise BadRequest(f"run {run} has no exchange {n}")
+        states = (TaskState.ACCEPTED, TaskState.DECLINED)
+        if exchange.late == "keep":
+            states += (TaskState.MISSED,)
         replies = tuple(
             ReplyRef(
                 task.agent,
                 BlobRef(task.reply, task.reply_size) if task.reply is not None else None,
                 task.code,
                 task.text,
-                task.late,
+                task.late or task.state is TaskState.MISSED,
             )
-            for task in tx.find(Task, run=run, n=n, state=(TaskState.ACCEPTED, TaskState.DECLINED))
+            for task in tx.find(Task, run=run, n=n, state=states)
         )
         return ExchangeView(run=run, n=n, closed=exchange.reason, expected=exchange.expected, replies=replies)
 
@@ -253,6 +260,9 @@ class Exchanges:
         """Close what is due and send notices whose lease was missed."""
         for exchange in tx.find(Exchange, state=ExchangeState.OPEN):
             self._close_if_due(tx, exchange.run, exchange.n, now, out)
+        for kept in [kept for kept, at in self._kept.items() if at <= now.up and not now.settling]:
+            del self._kept[kept]
+            self._give_up_late(tx, *kept, now, out)
         for key in [key for key, at in self._leases.items() if at <= now.up]:
             task = tx.get(Task, *key)
             if task is None or task.state is not TaskState.PUBLISHED or not self._facts(tx, task).answerable:
@@ -269,6 +279,9 @@ class Exchanges:
         for exchange in tx.find(Exchange, state=ExchangeState.OPEN):
             for task in tx.find(Task, run=exchange.run, n=exchange.n, state=TaskState.PUBLISHED):
                 self._leases[task.key] = now.up + self._limits.lease_s
+        for run in tx.find(Run, state="running", late="keep"):
+            for exchange in tx.find(Exchange, run=run.run, state=ExchangeState.CLOSED):
+                self._kept[exchange.key] = exchange.deadline_at + run.deadline_s
 
     def cancel(self, tx: Tx, run: RunId, now: Now, out: Outbox) -> None:
         """Close the open exchanges of a run that ends."""
@@ -474,11 +487,29 @@ class Exchanges:
             tx.put(missed)
             if task.order:
                 out.send(task.agent, _closed(missed))
-        if not keep:
+        run = tx.get(Run, exchange.run)
+        if keep and run is not None:
+            self._kept[exchange.key] = exchange.deadline_at + run.deadline_s
+        else:
             tx.delete(*tx.find(Ref, holder=_payload_holder(exchange)))
         if reason != "cancelled":
             for task in unsettled:
                 self._take_turn(tx, task.run, task.agent, now, out)
+
+    def _give_up_late(self, tx: Tx, run_id: RunId, n: int, now: Now, out: Outbox) -> None:
+        """Wait no longer for late replies to an exchange: whoever pulls them is told that they will not come."""
+        run, exchange = tx.get(Run, run_id), tx.get(Exchange, run_id, n)
+        if run is None or exchange is None or not run.live:
+            return
+        for task in tx.find(Task, run=run_id, n=n, state=TaskState.PUBLISHED):
+            rule = decide(task.state, Event.PASSED, Facts(answerable=False))
+            missed = msgspec.structs.replace(
+                task, state=rule.next, code="deadline", text=CLOSE["deadline"], settled_wall=now.wall
+            )
+            tx.put(missed)
+            out.send(task.agent, _closed(missed))
+        tx.delete(*tx.find(Ref, holder=_payload_holder(exchange)))
+        out.changed(run_id)
 
     def _verdict(self, tx: Tx, agent: AgentId, held: Held) -> Verdict | None:
         """Return what became of an order that the agent holds, or None while it is open."""
