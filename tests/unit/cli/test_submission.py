@@ -77,6 +77,20 @@ def test_prepare_signs_a_bundle_that_agents_can_check() -> None:
     assert request["selector"] == {"site": "a"} and request["gate"] == {"norm-bound": 5.0}
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("norm=5.0", "no setting 'norm'; it has enabled, finite, norm_bound"),
+        ("weight_cap=-1", "gate setting weight_cap is -1"),
+        ('strict="often"', "it is auto, always or never"),
+    ],
+)
+def test_a_gate_setting_is_checked_before_anything_is_sent(given: str, says: str) -> None:
+    with pytest.raises(BadInput, match=r"^--gate: ") as refused:
+        prepare(QUICKSTART, Options(gate=(given,)), Ed25519PrivateKey.generate())
+    assert says in str(refused.value)
+
+
 def test_the_same_folder_gives_the_same_bundle() -> None:
     key = Ed25519PrivateKey.generate()
     assert prepare(QUICKSTART, Options(), key).bundle == prepare(QUICKSTART, Options(), key).bundle

@@ -9,6 +9,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedfleet_coordinator.cli.errors import BadInput
+from fedfleet_coordinator.errors import Misconfigured
 from fedfleet_protocol.blocks import blocks_of
 from fedfleet_protocol.trust import sign_bundle
 
@@ -80,7 +81,7 @@ def prepare(app: Path, options: Options, publisher: Ed25519PrivateKey) -> Submis
         "deadline_s": options.deadline_s,
         "grace_s": options.grace_s,
         "late": options.late,
-        "gate": _values(options.gate, "--gate"),
+        "gate": gate(options.gate),
         "priority": options.priority,
         "seed": options.seed,
         "publisher": publisher.public_key().public_bytes_raw().hex(),
@@ -132,6 +133,22 @@ def overrides(given: tuple[str, ...], defaults: dict[str, Any], *, app: str) -> 
             words = _WORDS.get(wanted, wanted.__name__)
             raise BadInput(f"-c {key}={value!r}: {app} takes {words} there, like {defaults[key]!r}")
         values[key] = float(value) if wanted is float else value
+    return values
+
+
+def gate(given: tuple[str, ...]) -> dict[str, Any]:
+    """Return the settings of the update gate, which the runner will take.
+
+    Raises:
+        BadInput: one is unknown or has an impossible value.
+    """
+    from fedfleet_coordinator.runner.gate import Settings
+
+    values = _values(given, "--gate", text=frozenset({"strict", "weighted_by", "weighted-by"}))
+    try:
+        Settings.of(values)
+    except Misconfigured as error:
+        raise BadInput(f"--gate: {error}") from error
     return values
 
 
