@@ -112,6 +112,17 @@ def test_run_that_ended_says_why(store: MemoryStore) -> None:
     assert told["text"] == f"run {RUN} is failed: every reply of an exchange that needed results was a failure"
 
 
+def test_snapshot_tells_how_the_exchanges_before_the_newest_ended(store: MemoryStore) -> None:
+    with store.transaction() as tx:
+        for n, label in ((1, "train"), (2, "evaluate")):
+            tx.put(Exchange(run=RUN, n=n, label=label, state="closed", expected=3, settled=3, accepted=2, reason="all"))  # type: ignore[arg-type]
+        closed = run_snapshot(tx, RUN, NOW)["closed"]
+    assert closed == [
+        {"n": 1, "label": "train", "expected": 3, "accepted": 2, "reason": "all"},
+        {"n": 2, "label": "evaluate", "expected": 3, "accepted": 2, "reason": "all"},
+    ]
+
+
 def test_snapshot_counts_seconds_of_each_task(store: MemoryStore) -> None:
     with store.transaction() as tx:
         exchange = run_snapshot(tx, RUN, NOW)["exchange"]

@@ -62,6 +62,32 @@ def test_story_tells_each_thing_once() -> None:
     assert story.lines(snapshot()) == []
 
 
+def test_story_tells_the_end_of_exchanges_that_closed_between_two_snapshots() -> None:
+    story = Story()
+    story.lines(snapshot())
+    closed = [
+        {"n": n, "label": label, "expected": 3, "accepted": 2, "reason": "quorum"}
+        for n, label in ((3, "train"), (4, "evaluate"))
+    ]
+    later = snapshot(closed=closed, exchange=snapshot()["exchange"] | {"n": 5})
+    lines = story.lines(later)
+    assert lines[:3] == [
+        "exchange 3 train: closed (quorum), 2 of 3 answered",
+        "exchange 4 evaluate: closed (quorum), 2 of 3 answered",
+        "exchange 5 train: 3 agents asked",
+    ]
+    assert story.lines(later) == []
+
+
+def test_story_tells_the_end_of_an_exchange_once_although_it_comes_in_both_places() -> None:
+    story = Story()
+    ended = snapshot()["exchange"] | {"state": "closed", "reason": "all", "accepted": 3}
+    first = story.lines(snapshot(exchange=ended))
+    assert "exchange 3 train: closed (all), 3 of 3 accepted" in first
+    old = {"n": 3, "label": "train", "expected": 3, "accepted": 3, "reason": "all"}
+    assert not any("exchange 3" in line for line in story.lines(snapshot(closed=[old], exchange=ended | {"n": 4})))
+
+
 def test_story_tells_of_an_absence_once_and_of_the_return() -> None:
     story = Story()
     story.lines(snapshot())

@@ -12,6 +12,8 @@ from fedfleet_protocol.ids import RunId
 
 Json = dict[str, Any]
 LINES_AT_ONCE = 1000
+CLOSED_SHOWN = 20
+"""Exchanges before the newest whose end a snapshot tells: short ones open and close between two looks of a person."""
 
 
 def run_row(tx: Tx, run: str) -> Run:
@@ -65,6 +67,7 @@ def run_snapshot(tx: Tx, run: RunId, now: Now) -> Json:
     row = run_row(tx, run)
     newest = tx.get(Exchange, run, row.exchanges) if row.exchanges else None
     metrics = tx.find(Metrics, run=run, order=("server_round", "kind"))
+    before = tx.find(Exchange, run=run, order=("n",), after=("n", row.exchanges - 1 - CLOSED_SHOWN))
     return {
         **run_summary(row),
         "config": row.config,
@@ -72,6 +75,7 @@ def run_snapshot(tx: Tx, run: RunId, now: Now) -> Json:
         "min_agents": row.min_agents,
         "quorum": row.quorum,
         "exchange": _exchange(tx, newest, now) if newest is not None else None,
+        "closed": [_closed(one) for one in before if one.reason and one.n < row.exchanges],
         "metrics": [{"round": one.server_round, "kind": one.kind, "values": one.values} for one in metrics],
         "model": {"digest": row.model, "size": row.model_size} if row.model else None,
     }
@@ -184,6 +188,16 @@ def _exchange(tx: Tx, row: Exchange, now: Now) -> Json:
         "reason": row.reason,
         "remaining_s": round(max(0.0, row.deadline_at - now.up), 1) if not row.reason else 0.0,
         "agents": [_task(tx, task, now) for task in tasks],
+    }
+
+
+def _closed(row: Exchange) -> Json:
+    return {
+        "n": row.n,
+        "label": row.label,
+        "expected": row.expected,
+        "accepted": row.accepted,
+        "reason": row.reason,
     }
 
 

@@ -154,6 +154,10 @@ def screen(snapshot: Json | None, away: Away | None) -> RenderableType:
     return Group(*parts)
 
 
+def _name(exchange: Json) -> str:
+    return f"exchange {exchange['n']} {exchange.get('label') or ''}".strip()
+
+
 class Story:
     """Tells what is new in each snapshot, for a log or a pipe."""
 
@@ -174,6 +178,11 @@ class Story:
             lines.append(headline(event))
         if event.get("attempts", 0) > 1 and self._new("attempt", event["attempts"]):
             lines.append(f"runner {event['attempts']} goes on after round {event['server_round']}")
+        lines += [
+            f"{_name(closed)}: closed ({closed['reason']}), {closed['accepted']} of {closed['expected']} answered"
+            for closed in event.get("closed", [])
+            if self._new("closed", closed["n"])
+        ]
         if event.get("exchange"):
             lines += self._exchange(event["exchange"])
         for metrics in event.get("metrics", []):
@@ -183,7 +192,7 @@ class Story:
 
     def _exchange(self, exchange: Json) -> list[str]:
         lines = []
-        name = f"exchange {exchange['n']} {exchange.get('label') or ''}".strip()
+        name = _name(exchange)
         if self._new("open", exchange["n"]):
             lines.append(f"{name}: {exchange['expected']} agents asked")
         lines += [
