@@ -65,6 +65,7 @@ class Launcher:
         folder: where runners' own folders are; removed with each runner.
         url: the coordinator's address.
         blob_path: returns the path of a stored blob's file.
+        memory_bytes, file_bytes: what a runner may take, and how large its files may be; 0 for no bound.
     """
 
     def __init__(
@@ -76,9 +77,12 @@ class Launcher:
         folder: Path,
         url: str,
         blob_path: Callable[[str], Path],
+        memory_bytes: int = 0,
+        file_bytes: int = 0,
     ) -> None:
         self._engine, self._exchanges, self._credentials = engine, exchanges, credentials
         self._folder, self._url, self._blob_path = folder, url, blob_path
+        self._bounds = {"memory_bytes": memory_bytes, "file_bytes": file_bytes}
         self._followed: dict[RunId, asyncio.Task[None]] = {}
         self._processes: dict[RunId, asyncio.subprocess.Process] = {}
         self._spare: _Started | None = None
@@ -148,7 +152,9 @@ class Launcher:
         home = self._folder / f"{run.run}-{run.attempts}"
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         files = self._credentials.runner_files(run.run)
-        files["runner.json"] = json.dumps({"url": self._url, "run": run.run, "epoch": run.epoch}).encode()
+        files["runner.json"] = json.dumps(
+            {"url": self._url, "run": run.run, "epoch": run.epoch, **self._bounds}
+        ).encode()
         for name, data in files.items():
             with os.fdopen(os.open(home / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(data)

@@ -49,6 +49,13 @@ class Exchange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_reply_mb: Annotated[float, msgspec.Meta(gt=0)] = 2048.0
 
 
+class Runner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Runners: what one may take of this machine, which it shares with the coordinator."""
+
+    memory_mb: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    file_mb: Annotated[float, msgspec.Meta(ge=0)] = 16_384.0
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of `hub.toml`."""
 
@@ -57,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     store: Database = Database()
     blobs: Blobs = Blobs()
     exchange: Exchange = Exchange()
+    runner: Runner = Runner()
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost")
 
 

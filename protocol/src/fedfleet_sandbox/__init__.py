@@ -5,7 +5,17 @@ A `Policy` says what the process may still do. `landlock` and `seccomp` turn it 
 undone, and everything the process starts afterwards is confined with it. Here does not belong who gets which policy.
 """
 
-from fedfleet_sandbox.kernel import Abilities, Applied, Threaded, apply, hide_memory, probe
+from fedfleet_sandbox.kernel import Abilities, Applied, Threaded, apply, hide_memory, probe, refuse_privileges
 from fedfleet_sandbox.policy import Policy, python_folders
 
-__all__ = ["Abilities", "Applied", "Policy", "Threaded", "apply", "hide_memory", "probe", "python_folders"]
+__all__ = [
+    "Abilities",
+    "Applied",
+    "Policy",
+    "Threaded",
+    "apply",
+    "hide_memory",
+    "probe",
+    "python_folders",
+    "refuse_privileges",
+]

@@ -71,13 +71,18 @@ def apply(policy: Policy) -> Applied:
     if len(os.listdir("/proc/self/task")) != 1:
         raise Threaded("a process is confined before it has threads")
     able = probe()
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    refuse_privileges()
     if able.landlock:
         _restrict(policy, able.landlock)
     _drop_capabilities(able.machine)
     if able.seccomp:
         _filter(seccomp.program(policy, able.machine, abi=able.landlock), able.machine)
     return Applied(able.landlock, able.seccomp)
+
+
+def refuse_privileges() -> None:
+    """See to it that no program run from here gains rights by a set-uid bit."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def hide_memory(hidden: bool = True) -> None:

@@ -1,20 +1,20 @@
 """The runner process: started by the coordinator, or by a pod, with a folder of its own.
 
-The folder holds runner.json (the coordinator's url, the run and the epoch), runner.pem, runner.key and ca.pem. Exit
-codes: 0 the run ended well, 3 it failed by its app, 4 another runner has taken over; anything else is a crash, after
-which the coordinator starts another runner.
+The folder holds runner.json (the url of the coordinator, the run, the epoch, and bounds), runner.pem, runner.key and
+ca.pem. Exit codes: 0 the run ended well, 3 it failed by its app, 4 another runner has taken over; anything else is a
+crash, after which the coordinator starts another runner.
 """
 
 import argparse
 import json
 import logging
 import os
-import resource
 import shutil
 import signal
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedfleet_coordinator.errors import CoordinatorError, Fenced, HubRefused, Misconfigured
@@ -23,6 +23,7 @@ from fedfleet_coordinator.runner.channel import BlobChannel
 from fedfleet_coordinator.runner.execution import Outcome, execute
 from fedfleet_coordinator.runner.https import HttpHub
 from fedfleet_coordinator.runner.hub import Hub
+from fedfleet_coordinator.runner.limits import limit
 from fedfleet_coordinator.runner.output import Output
 from fedfleet_coordinator.runner.patience import Patience
 from fedfleet_coordinator.runner.scratch import Scratch
@@ -57,8 +58,10 @@ def main() -> int:
             return 0  # it was not needed
         named = Path(told)
     home = named.resolve()
+    told = _told(home)
+    limit(memory_bytes=told.memory_bytes, file_bytes=told.file_bytes)
     scratch = Scratch(_emptied(home / "scratch"))
-    hub = HttpHub(Wire(_address(home)), scratch, channel=channel)
+    hub = HttpHub(Wire(told.address), scratch, channel=channel)
     output = Output(hub.tell_lines)
     try:
         code = _run(hub, home, scratch, output)
@@ -117,13 +120,10 @@ def outcome_of(
 
 def allow_many_files() -> None:
     """Let this process have as many files open as it may: a large cohort's replies are one each."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY or soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 20) if hard > 0 else 1 << 20, hard))
 
 
 def _settle() -> None:
-    """Make this process fit to run an app: files for large cohorts, logs that somebody reads, no Ctrl-C."""
+    """Make this process fit to run an app: logs that somebody reads, no Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it stops it
     allow_many_files()
     _log.addHandler(logging.StreamHandler(sys.stderr))
@@ -131,13 +131,23 @@ def _settle() -> None:
     _log.propagate = False  # the root logger is the app's to configure
 
 
-def _address(home: Path) -> Address:
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the coordinator wrote down for this runner; bounds of 0 are none."""
+
+    address: Address
+    memory_bytes: int = 0
+    file_bytes: int = 0
+
+
+def _told(home: Path) -> _Told:
     try:
         told = json.loads((home / "runner.json").read_bytes())
         url, run, epoch = told["url"], parse_run_id(told["run"]), told["epoch"]
+        bounds = int(told.get("memory_bytes", 0)), int(told.get("file_bytes", 0))
     except (OSError, ValueError, KeyError, TypeError, ProtocolError) as error:
         raise SystemExit(f"{home / 'runner.json'} does not say which run this is: {error}") from error
-    return Address(url, run, epoch, home / "runner.pem", home / "runner.key", home / "ca.pem")
+    return _Told(Address(url, run, epoch, home / "runner.pem", home / "runner.key", home / "ca.pem"), *bounds)
 
 
 def _emptied(folder: Path) -> Path:
