@@ -96,6 +96,74 @@ def test_the_same_folder_gives_the_same_bundle() -> None:
     assert prepare(QUICKSTART, Options(), key).bundle == prepare(QUICKSTART, Options(), key).bundle
 
 
+PROJECT = """
+[project]
+name = "tiny"
+version = "1.0.0"
+[tool.flwr.app]
+publisher = "me"
+[tool.flwr.app.components]
+serverapp = "tiny.server:app"
+clientapp = "tiny.client:app"
+"""
+APP = {
+    "pyproject.toml": PROJECT,
+    "tiny/__init__.py": "",
+    "tiny/other.py": "",
+    "tiny/client.py": "from tiny import other\nfrom flwr.clientapp import ClientApp\napp = ClientApp()\n",
+    "tiny/server.py": "from flwr.serverapp import ServerApp\napp = ServerApp()\n",
+}
+
+
+def app_folder(folder: Path) -> Path:
+    for name, text in APP.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_an_app_that_is_well_formed_is_taken(tmp_path: Path) -> None:
+    assert prepare(app_folder(tmp_path), Options(), Ed25519PrivateKey.generate()).request["app"] == "me/tiny"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("pyproject.toml", PROJECT.partition("[tool.flwr.app.components]")[0], "[tool.flwr.app.components]"),
+        ("pyproject.toml", PROJECT.replace("tiny.client:app", "tiny.clients:app"), "clientapp names tiny.clients:app"),
+        ("pyproject.toml", PROJECT.replace("tiny.server:app", "tiny.server"), "module:name"),
+        ("tiny/client.py", "def train(:\n", "client.py, line 1"),
+        ("tiny/other.py", "x = 1\n  y = 2\n", "other.py, line 2"),
+        ("tiny/server.py", "application = 1\n", "server.py has no 'app'"),
+        ("tiny/server.py", None, "server.py"),
+    ],
+)
+def test_an_app_that_cannot_work_is_refused_with_the_file_before_anything_is_sent(
+    tmp_path: Path, file: str, text: str | None, says: str
+) -> None:
+    place = app_folder(tmp_path) / file
+    place.write_text(text) if text is not None else place.unlink()
+    with pytest.raises(BadInput) as refused:
+        prepare(tmp_path, Options(), Ed25519PrivateKey.generate())
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from tiny.client import app\n",
+        "from tiny.client import *\n",
+        "import sys\nif sys:\n    app = 1\nelse:\n    app = 2\n",
+        "app: object = 1\n",
+        "def __getattr__(name): return 1\n",
+        "globals()['app'] = 1\n",
+    ],
+)
+def test_a_name_that_may_be_there_when_the_module_runs_is_left_to_it(tmp_path: Path, text: str) -> None:
+    (app_folder(tmp_path) / "tiny" / "server.py").write_text(text)
+    prepare(tmp_path, Options(), Ed25519PrivateKey.generate())
+
+
 @pytest.mark.parametrize(("make", "says"), [(False, "is not a folder"), (True, "pyproject.toml")])
 def test_a_folder_that_is_no_app_is_refused_in_words(tmp_path: Path, make: bool, says: str) -> None:
     folder = tmp_path / "app"

@@ -9,6 +9,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedfleet_coordinator.cli.errors import BadInput
+from fedfleet_coordinator.cli.inspection import inspect_app
 from fedfleet_coordinator.errors import Misconfigured
 from fedfleet_protocol.blocks import blocks_of
 from fedfleet_protocol.trust import sign_bundle
@@ -66,6 +67,7 @@ def prepare(app: Path, options: Options, publisher: Ed25519PrivateKey) -> Submis
     check(options)
     try:
         described = describe_app(app)
+        inspect_app(app, clientapp=described.client_ref, serverapp=described.server_ref)
         config = overrides(options.config, described.config, app=described.name)
         bundle = build_bundle(app)
     except BridgeError as error:
