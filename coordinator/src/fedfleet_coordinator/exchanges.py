@@ -140,9 +140,8 @@ class Exchanges:
         exchange = tx.get(Exchange, run, n)
         if exchange is None:
             raise BadRequest(f"run {run} has no exchange {n}")
-        states = (TaskState.ACCEPTED, TaskState.DECLINED)
-        if exchange.late == "keep":
-            states += (TaskState.MISSED,)
+        missed = (TaskState.MISSED,) if exchange.late == "keep" else ()
+        states = (TaskState.ACCEPTED, TaskState.DECLINED, *missed)
         replies = tuple(
             ReplyRef(
                 task.agent,

@@ -58,10 +58,10 @@ def main() -> int:
             return 0  # it was not needed
         named = Path(told)
     home = named.resolve()
-    told = _told(home)
-    limit(memory_bytes=told.memory_bytes, file_bytes=told.file_bytes)
+    given = _told(home)
+    limit(memory_bytes=given.memory_bytes, file_bytes=given.file_bytes)
     scratch = Scratch(_emptied(home / "scratch"))
-    hub = HttpHub(Wire(told.address), scratch, channel=channel)
+    hub = HttpHub(Wire(given.address), scratch, channel=channel)
     output = Output(hub.tell_lines)
     try:
         code = _run(hub, home, scratch, output)
