@@ -135,8 +135,7 @@ class Each:
 
     def column(self, block: NDArray[Any]) -> Vector:
         """Return one value for each column of the selected rows (n, c); may change the block."""
-        mean: Vector = block.mean(axis=0)
-        return mean
+        return mean_of(list(block))
 
     def open(self, d: int, k: int, dtype: np.dtype[Any], spool: Spool) -> Any:
         """Return an empty fold."""
@@ -184,6 +183,15 @@ class Each:
         kept = [weight for i, weight in enumerate(rows.weights) if i not in left]
         left_out = {rows.nodes[i]: why for i, why in left.items()}
         return Aggregate(delta, ints, float(sum(kept)), len(kept), left_out=left_out)
+
+
+def mean_of(rows: Sequence[Vector]) -> Vector:
+    """Return the mean of some rows; the first one is used up. Adding whole rows is quicker than numpy's mean."""
+    total = rows[0]
+    for row in rows[1:]:
+        total += row
+    total *= total.dtype.type(1 / len(rows))
+    return total
 
 
 def by_column(rows: Rows, kept: Sequence[int], column: Any) -> Vector:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fedfleet_strategies import columns
 from fedfleet_strategies.layout import Vector
 from fedfleet_strategies.strategy import Strategy
 from fedfleet_strategies.updates import Aggregate
@@ -45,5 +46,4 @@ class FedAvgM(Strategy):
         v = self.s["v"]
         v *= x.dtype.type(self.beta)
         v += aggregate.delta
-        x += x.dtype.type(self.eta) * v
-        return x
+        return columns.add(x, v, self.eta)

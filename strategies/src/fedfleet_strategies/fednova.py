@@ -19,6 +19,7 @@ sum p_k |a_k|, which keeps the size of FedAvg's step, and not the variants of th
 
 from typing import Any, ClassVar
 
+from fedfleet_strategies import columns
 from fedfleet_strategies.errors import Refused
 from fedfleet_strategies.layout import Vector
 from fedfleet_strategies.strategy import Strategy
@@ -75,5 +76,4 @@ class FedNova(Strategy):
         """Return x + tau_eff times the mean normalised update."""
         del server_round
         tau = aggregate.scalars["tau"] / aggregate.weight
-        x += x.dtype.type(tau) * aggregate.delta
-        return x
+        return columns.add(x, aggregate.delta, tau)

@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
+from fedfleet_strategies import columns
 from fedfleet_strategies.errors import AppFault, Incompatible, Refused
 
 Vector = NDArray[Any]
@@ -110,8 +111,11 @@ class Layout:
     def flat(self, arrays: ArrayRecord) -> tuple[Vector, NDArray[np.float64]]:
         """Return a model's floats (d,) and integers (k,), copied."""
         x, ints = np.empty(self.d, self.dtype), np.empty(self.k, np.float64)
-        for slot in self.floats:
+
+        def copy(slot: Slot) -> None:
             x[slot.start : slot.stop] = flat_view(arrays[slot.name])
+
+        columns.each(self.floats, copy, self.d)
         for slot in self.integers:
             ints[slot.start : slot.stop] = flat_view(arrays[slot.name])
         return x, ints
@@ -122,12 +126,15 @@ class Layout:
         Args:
             before: the model with the arrays that stay on the devices; without it they are left out.
         """
-        slots = {slot.name: slot for slot in (*self.floats, *self.integers)}
+        slots = (*self.floats, *self.integers)
+        arrays = columns.each(
+            slots, lambda slot: _array(slot, (ints if slot.integer else x)[slot.start : slot.stop]), self.d
+        )
+        found = {slot.name: array for slot, array in zip(slots, arrays, strict=True)}
         made = ArrayRecord()
         for name in self.order:
-            if name in slots:
-                slot = slots[name]
-                made[name] = _array(slot, (ints if slot.integer else x)[slot.start : slot.stop])
+            if name in found:
+                made[name] = found[name]
             elif before is not None and name in before:
                 made[name] = before[name]
         return made

@@ -14,6 +14,7 @@ Departures from the paper: the mean is over the cohort, as in the authors' code,
 
 from typing import Any, ClassVar, Literal
 
+from fedfleet_strategies import columns
 from fedfleet_strategies.layout import Vector
 from fedfleet_strategies.strategy import Strategy
 from fedfleet_strategies.updates import Aggregate, Update
@@ -62,5 +63,4 @@ class PFedMe(Strategy):
     def step(self, x: Vector, aggregate: Aggregate, server_round: int) -> Vector:
         """Return (1 - beta) x + beta mean(w_i)."""
         del server_round
-        x += x.dtype.type(self.beta) * aggregate.delta
-        return x
+        return columns.add(x, aggregate.delta, self.beta)

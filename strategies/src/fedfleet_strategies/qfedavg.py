@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from fedfleet_strategies import columns
 from fedfleet_strategies.errors import AppFault
 from fedfleet_strategies.layout import Vector
 from fedfleet_strategies.strategy import Strategy
@@ -68,5 +69,4 @@ class QFedAvg(Strategy):
         """Return x - sum Delta / sum h."""
         del server_round
         factor = aggregate.weight / (self.client_learning_rate * aggregate.scalars["h"])
-        x += x.dtype.type(factor) * aggregate.delta
-        return x
+        return columns.add(x, aggregate.delta, factor)

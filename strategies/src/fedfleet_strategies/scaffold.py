@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from fedfleet_strategies import columns
 from fedfleet_strategies.layout import Vector
 from fedfleet_strategies.strategy import Strategy
 from fedfleet_strategies.updates import Aggregate, Update
@@ -57,5 +58,4 @@ class Scaffold(Strategy):
         """Move x and c."""
         del server_round
         self.s["c"] = self.s["c"] + x.dtype.type(aggregate.count / self.population) * aggregate.extra["c"]
-        x += x.dtype.type(self.eta) * aggregate.delta
-        return x
+        return columns.add(x, aggregate.delta, self.eta)

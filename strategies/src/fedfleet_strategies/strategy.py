@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 from numpy.typing import NDArray
 
-from fedfleet_strategies import chance, cohorts, receiving
+from fedfleet_strategies import chance, cohorts, columns, receiving
 from fedfleet_strategies.cohorts import Cohort
 from fedfleet_strategies.errors import Incompatible, Refused
 from fedfleet_strategies.layout import Layout, Vector
@@ -122,7 +122,7 @@ class Strategy(flower.Strategy):
     def step(self, x: Vector, aggregate: Aggregate, server_round: int) -> Vector:
         """Return the next model; may change `x` (d,), which is a copy."""
         del server_round
-        return np.add(x, aggregate.delta, out=x)
+        return columns.add(x, aggregate.delta)
 
     def shared(self) -> dict[str, Vector]:
         """Return vectors (d,) that all devices of a round get besides the model, by name."""

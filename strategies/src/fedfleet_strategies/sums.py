@@ -14,8 +14,8 @@ from fedfleet_strategies.layout import Vector
 from fedfleet_strategies.rules import Spool
 from fedfleet_strategies.updates import Aggregate, Source, Update, finite, pieces
 
-_BLOCK = 1 << 14
-"""Columns that fit a core's nearest memory three times."""
+_BLOCK = 1 << 15
+"""Columns that a core's second memory holds several times; with fewer, calling numpy costs more than the work."""
 _TOGETHER = 16
 """Updates read in one pass, if holding them takes no memory of ours: the sum is then read and written once for all."""
 

@@ -7,6 +7,7 @@ import numpy as np
 from flwr.app import MetricRecord
 from numpy.typing import NDArray
 
+from fedfleet_strategies import columns
 from fedfleet_strategies.layout import Layout, Vector, Views
 
 
@@ -121,13 +122,17 @@ def pieces(layout: Layout, start: int, stop: int) -> list[tuple[int, int, int]]:
 def finite(vector: NDArray[Any]) -> bool:
     """Return whether no value is NaN or infinite, without a copy of the whole."""
     flat = vector.reshape(-1)
-    with np.errstate(all="ignore"):
-        for start in range(0, flat.size, 1 << 16):
-            block = flat[start : start + (1 << 16)]
-            # A finite sum has finite terms, and costs a third of asking each; one that overflows says nothing.
-            if not np.isfinite(block.sum()) and not np.isfinite(block).all():
-                return False
-    return True
+
+    def work(start: int, stop: int) -> bool:
+        with np.errstate(all="ignore"):
+            for low in range(start, stop, 1 << 15):
+                block = flat[low : min(low + (1 << 15), stop)]
+                # A finite sum has finite terms, and costs a third of asking each; one that overflows says nothing.
+                if not np.isfinite(block.sum()) and not np.isfinite(block).all():
+                    return False
+        return True
+
+    return all(columns.over(flat.size, work))
 
 
 def squared_norm(vector: Vector) -> float:

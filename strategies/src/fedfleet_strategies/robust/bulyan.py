@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfleet_strategies.each import Each, Matrix
+from fedfleet_strategies.each import Each, Matrix, mean_of
 from fedfleet_strategies.errors import Incompatible
 from fedfleet_strategies.layout import Vector
 from fedfleet_strategies.robust.krum import scores
@@ -53,8 +53,7 @@ class Bulyan(Each):
         theta = len(block)
         beta = theta - 2 * self.f
         if beta >= theta:
-            plain: Vector = block.mean(axis=0)
-            return plain
+            return mean_of(list(block))
         apart = np.abs(block - Median().column(block.copy()))
         nearest = np.argpartition(apart, beta - 1, axis=0)[:beta]
         mean: Vector = np.take_along_axis(block, nearest, axis=0).mean(axis=0)

@@ -11,10 +11,9 @@ strategy rounds down, and with 4 updates and beta 0.2 removes none.
 import math
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from fedfleet_strategies.each import Each
+from fedfleet_strategies.each import Each, mean_of
 from fedfleet_strategies.errors import Incompatible
 from fedfleet_strategies.layout import Vector
 from fedfleet_strategies.robust.ordering import between
@@ -48,8 +47,4 @@ class TrimmedMean(Each):
         n = len(block)
         k = self.trimmed(n)
         rows = between(block, k, n - k) if k else list(block)
-        share = block.dtype.type(1 / len(rows))
-        total: Vector = rows[0] * share
-        for row in rows[1:]:
-            total += np.multiply(row, share, out=row)
-        return total
+        return mean_of(rows)
