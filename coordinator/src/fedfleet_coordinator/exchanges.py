@@ -287,6 +287,11 @@ class Exchanges:
         for exchange in tx.find(Exchange, run=run, state=ExchangeState.OPEN):
             self._close(tx, exchange, "cancelled", now, out)
 
+    def suspend(self, tx: Tx, run: RunId, now: Now, out: Outbox) -> None:
+        """Close the open exchanges of a run that goes on later, with the replies that are accepted by now."""
+        for exchange in tx.find(Exchange, run=run, state=ExchangeState.OPEN):
+            self._close(tx, exchange, "suspended", now, out)
+
     def withdraw(self, tx: Tx, agent: AgentId, now: Now, out: Outbox) -> None:
         """Settle the open tasks of an agent that is revoked."""
         for state in (TaskState.WAITING, TaskState.PUBLISHED):
@@ -469,7 +474,8 @@ class Exchanges:
         """Fix the accepted set and the reason; tell the runner, then the agents that are still at work."""
         tx.put(msgspec.structs.replace(exchange, state=ExchangeState.CLOSED, reason=reason, closed_wall=now.wall))
         out.changed(exchange.run)
-        keep = exchange.late == "keep" and reason != "cancelled"
+        ends_all = reason in ("cancelled", "suspended")
+        keep = exchange.late == "keep" and not ends_all
         unsettled = tx.find(Task, run=exchange.run, n=exchange.n, state=(TaskState.PUBLISHED, TaskState.WAITING))
         for task in unsettled:
             rule = decide(task.state, Event.CLOSE, Facts(answerable=False, late=keep))
@@ -491,7 +497,7 @@ class Exchanges:
             self._kept[exchange.key] = exchange.deadline_at + run.deadline_s
         else:
             tx.delete(*tx.find(Ref, holder=_payload_holder(exchange)))
-        if reason != "cancelled":
+        if not ends_all:
             for task in unsettled:
                 self._take_turn(tx, task.run, task.agent, now, out)
 

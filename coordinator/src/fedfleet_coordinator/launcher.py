@@ -30,7 +30,7 @@ from fedfleet_coordinator.engine import Engine
 from fedfleet_coordinator.errors import CoordinatorError
 from fedfleet_coordinator.exchanges import Exchanges
 from fedfleet_coordinator.outbox import Outbox
-from fedfleet_coordinator.rows import Blob, Ref, Run
+from fedfleet_coordinator.rows import Blob, Managed, Ref, Run
 from fedfleet_coordinator.store.port import Tx
 from fedfleet_protocol.errors import Malformed
 from fedfleet_protocol.ids import Digest, RunId, parse_digest
@@ -91,7 +91,7 @@ class Launcher:
     async def follow(self) -> None:
         """Start a runner for every live run that has none, now and whenever there is a new one; stop the others."""
         while True:
-            live = await self._engine.do(lambda tx, now, out: tx.find(Run, state=("pending", "running")))
+            live = await self._engine.do(_ours)
             for run in live:
                 if run.run not in self._followed:
                     self._followed[run.run] = asyncio.create_task(self._keep(run.run))
@@ -222,6 +222,12 @@ class Launcher:
         process = self._processes.get(run)
         if process is not None and process.returncode is None:
             _signal(process.pid)
+
+
+def _ours(tx: Tx, now: Now, out: Outbox) -> list[Run]:
+    """Return the live runs whose runners are started here: of the others the operator makes Jobs."""
+    managed = {row.run for row in tx.find(Managed)}
+    return [run for run in tx.find(Run, state=("pending", "running")) if run.run not in managed]
 
 
 async def _start() -> _Started:

@@ -77,6 +77,27 @@ class Run(Row, frozen=True, kw_only=True):
         return self.state in ("pending", "running")
 
 
+class Managed(Row, frozen=True, kw_only=True):
+    """What is kept of a run that the operator made for an object of the cluster; its runners are the operator's too.
+
+    Attributes:
+        owner: the object, `namespace/name`.
+        noted: the newest attempt whose end was noted. failures: of those, how many were no disruptions.
+        active_s: how long it has been active in all; since `active_since`, in up-time, it is again.
+    """
+
+    KEY = ("run",)
+
+    run: RunId
+    owner: str = ""
+    max_attempts: int = 6
+    noted: int = 0
+    failures: int = 0
+    suspended: bool = False
+    active_s: float = 0.0
+    active_since: float | None = None
+
+
 class Exchange(Row, frozen=True, kw_only=True):
     """One send-and-receive of a run.
 
@@ -290,5 +311,5 @@ class UpTime(Row, frozen=True, kw_only=True):
 
 
 KINDS: tuple[type[Row], ...] = (
-    Run, Exchange, Task, Turn, Blob, Ref, Position, GridAnswer, Agent, Token, Metrics, LogLine, UpTime,
+    Run, Managed, Exchange, Task, Turn, Blob, Ref, Position, GridAnswer, Agent, Token, Metrics, LogLine, UpTime,
 )  # fmt: skip

@@ -32,6 +32,7 @@ CLOSE: dict[str, str] = {
     "quorum": "the quorum was reached and the grace time is over",
     "deadline": "the deadline passed",
     "cancelled": "the run was stopped",
+    "suspended": "the run was suspended; it goes on with the replies there are",
 }
 """Why an exchange closed."""
 
@@ -59,5 +60,6 @@ RUN: dict[str, str] = {
     "no_results": "every reply of an exchange that needed results was a failure",
     "runner_died": "the runner died three times without getting any further",
     "epoch": "another runner has taken over",
+    "deadline_exceeded": "it was active for longer than it may be",
 }
 """Why a run ended."""

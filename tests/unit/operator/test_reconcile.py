@@ -154,7 +154,7 @@ def test_suspended_run_has_no_runner_and_goes_on_with_the_next_attempt() -> None
 def test_run_that_was_active_for_too_long_ends() -> None:
     world = World(dataclasses.replace(RUN, max_active_s=60), stored=dataclasses.replace(LIVE, active_s=61.0))
     world.settle()
-    assert _condition(world, "Failed") == ("True", "Deadline")
+    assert _condition(world, "Failed") == ("True", "DeadlineExceeded")
 
 
 def test_deleted_run_is_ended_before_its_object_goes() -> None:

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fedfleet_coordinator.api import agents, data, health, runner, users
+from fedfleet_coordinator.api import agents, data, health, operator, runner, users
 from fedfleet_coordinator.api.bodies import BoundedBody, refusal
 from fedfleet_coordinator.api.health import Telemetry
 from fedfleet_coordinator.api.roles import BODY, GuardedRoute
@@ -25,7 +25,7 @@ def build_app(services: Services) -> FastAPI:
     """Return the application; `services` is what its routes may reach."""
     # Routes are taken over as they are: FastAPI's include_router would make guarded ones anew at each request.
     app = FastAPI(title=TITLE, version="1", openapi_url=None, docs_url=None, redoc_url=None)
-    for part in (agents, data, runner, users, health):
+    for part in (agents, data, runner, users, operator, health):
         app.router.routes.extend(part.router.routes)
     app.state.services = services
     app.state.telemetry = Telemetry()

@@ -15,6 +15,7 @@ from fedfleet_coordinator.clock import Now
 from fedfleet_coordinator.engine import Engine
 from fedfleet_coordinator.enrolment import Addresses
 from fedfleet_coordinator.exchanges import Exchanges
+from fedfleet_coordinator.managed import Reviewer
 from fedfleet_coordinator.outbox import Outbox
 from fedfleet_coordinator.pki import Pki
 from fedfleet_coordinator.store.port import Tx
@@ -33,6 +34,7 @@ class Services:
 
     Attributes:
         on_submit: told of each new run, so that its runner starts at once.
+        reviewer: says whose token a runner in a cluster shows; None outside of clusters.
         on_revoke: told of each revoked agent, once the row is committed: the broker is to forget it.
         ready: why the coordinator cannot serve now, in a sentence; empty if it can.
         stopping: set when the server stops; who waits for a change gives up then.
@@ -45,6 +47,7 @@ class Services:
     capabilities: Capabilities
     pki: Pki
     addresses: Addresses
+    reviewer: Reviewer | None = None
     on_submit: Callable[[RunId], None] = _nothing
     on_revoke: Callable[[AgentId], None] = _nothing
     ready: Callable[[], str] = lambda: ""

@@ -80,7 +80,7 @@ def _live(desired: FederatedRun, observed: Observed, stored: Stored) -> list[Act
     run = RunId(desired.run_id)
     if desired.max_active_s is not None and stored.active_s >= desired.max_active_s:
         text = f"it has been active for activeDeadlineSeconds, {desired.max_active_s} s"
-        return [EndRun(run, "deadline", text)]
+        return [EndRun(run, "deadline_exceeded", text)]
     actions: list[Action] = []
     if stored.priority != desired.priority:
         actions.append(SetPriority(run, desired.priority))

@@ -85,6 +85,18 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run", "seq"),
     )
     op.create_table(
+        "managed",
+        sa.Column("run", _TEXT, autoincrement=False, nullable=False),
+        sa.Column("owner", _TEXT, autoincrement=False, nullable=False),
+        sa.Column("max_attempts", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("noted", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("failures", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("suspended", sa.Boolean(), autoincrement=False, nullable=False),
+        sa.Column("active_s", sa.Double(), autoincrement=False, nullable=False),
+        sa.Column("active_since", sa.Double(), autoincrement=False, nullable=True),
+        sa.PrimaryKeyConstraint("run"),
+    )
+    op.create_table(
         "metrics",
         sa.Column("run", _TEXT, autoincrement=False, nullable=False),
         sa.Column("server_round", sa.BigInteger(), autoincrement=False, nullable=False),
