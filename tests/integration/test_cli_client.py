@@ -1,5 +1,6 @@
 """The commands against a real HTTPS server with real certificates, whose answers the tests choose."""
 
+import io
 import json
 import os
 import ssl
@@ -129,7 +130,16 @@ def fedfleet(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
     return typed
 
 
+@pytest.fixture
+def typing(monkeypatch: pytest.MonkeyPatch) -> Callable[[io.StringIO], None]:
+    def types(what: io.StringIO) -> None:
+        monkeypatch.setattr(sys, "stdin", what)
+
+    return types
+
+
 Typed = Callable[..., tuple[int, str, str]]
+Typing = Callable[[io.StringIO], None]
 
 
 def event(**changes: Any) -> bytes:
@@ -281,9 +291,56 @@ def test_a_token_is_printed_alone_on_its_line(site: Site, fedfleet: Typed) -> No
 def test_an_agent_is_revoked_and_a_run_is_stopped(site: Site, fedfleet: Typed) -> None:
     site.hub.says(f"/v1/agents/{AGENTS[0]}/revoke", {"agent": AGENTS[0], "state": "revoked"})
     site.hub.says(f"/v1/runs/{RUN}/stop", {"run": RUN, "state": "stopped"})
-    assert fedfleet("revoke", AGENTS[0])[:2] == (0, f"agent {AGENTS[0]} is revoked\n")
+    assert fedfleet("revoke", AGENTS[0], "--yes")[:2] == (0, f"agent {AGENTS[0]} is revoked\n")
     assert fedfleet("stop", RUN)[:2] == (0, "the run is stopped\n")
     assert fedfleet("revoke", "edge-7")[0] == 2
+
+
+class Terminal(io.StringIO):
+    """A person who types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_revocation_that_nobody_confirmed_is_not_sent(site: Site, fedfleet: Typed, typing: Typing) -> None:
+    site.hub.says(f"/v1/agents/{AGENTS[0]}/revoke", {"agent": AGENTS[0], "state": "revoked"})
+    typing(io.StringIO("y\n"))  # a script
+    code, _, err = fedfleet("revoke", AGENTS[0])
+    assert code == 2 and "--yes" in err
+    typing(Terminal("n\n"))
+    code, out, err = fedfleet("revoke", AGENTS[0])
+    assert code == 2 and AGENTS[0] in err and "revoked" not in out
+    assert not any("revoke" in path for path, _ in site.hub.asked)
+    typing(Terminal("y\n"))
+    assert fedfleet("revoke", AGENTS[0])[0] == 0
+
+
+def test_stop_asks_a_person_and_no_script(site: Site, fedfleet: Typed, typing: Typing) -> None:
+    site.hub.says(f"/v1/runs/{RUN}/stop", {"run": RUN, "state": "stopped"})
+    typing(Terminal("n\n"))
+    assert fedfleet("stop", RUN)[0] == 2
+    assert site.hub.asked == []
+    assert fedfleet("stop", RUN, "--yes")[0] == 0
+    typing(io.StringIO())
+    assert fedfleet("stop", RUN)[0] == 0
+
+
+def test_an_agent_that_is_online_was_seen_now(site: Site, fedfleet: Typed) -> None:
+    row = {"agent": AGENTS[0], "labels": {}, "state": "active", "online": True, "eligible": True, "seen": 1.0}
+    site.hub.says("/v1/agents", [row, row | {"agent": AGENTS[1], "online": False}])
+    lines = fedfleet("agents")[1].splitlines()
+    assert lines[1].split()[-1] == "now" and "1970" in lines[2]
+
+
+def test_a_picture_without_a_name_is_called_like_its_run(
+    site: Site, fedfleet: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    site.hub.says(f"/v1/runs/{RUN}", snapshot())
+    site.hub.says(f"/v1/runs/{RUN}/timeline", timeline())
+    code, out, _ = fedfleet("plot", RUN)
+    assert code == 0 and str(tmp_path / f"{RUN}.png") in out and (tmp_path / f"{RUN}.png").stat().st_size > 5000
 
 
 def test_a_picture_of_a_run_is_drawn(site: Site, fedfleet: Typed, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from fedfleet_coordinator.cli import context
 from fedfleet_coordinator.cli.client import Client, Json
 from fedfleet_coordinator.cli.errors import BadInput, Refusal
 from fedfleet_coordinator.cli.names import full_name
-from fedfleet_coordinator.cli.output import JsonOption, show, table_of
+from fedfleet_coordinator.cli.output import JsonOption, YesOption, confirm, show, table_of
 from fedfleet_coordinator.cli.run_commands import rows_of
 from fedfleet_coordinator.cli.submission import labels
 from fedfleet_coordinator.cli.view import coloured, labels_of, when
@@ -46,7 +46,7 @@ def agents(
         reason = f"no, {row.get('code')}: {row.get('text')}" if not row.get("eligible", True) else "yes"
         table.add_row(
             row["agent"], escape(labels_of(row.get("labels"))), coloured(state),
-            escape(reason) if state == "online" else "", when(row.get("seen")),
+            escape(reason) if state == "online" else "", "now" if state == "online" else when(row.get("seen")),
         )  # fmt: skip
     show(found, table if found else "no agents; let one join with: fedfleet token create", as_json=as_json)
 
@@ -118,18 +118,24 @@ def list_tokens(as_json: JsonOption = False) -> None:
 
 def revoke(
     name: Annotated[str, typer.Argument(metavar="AGENT", help="The agent's id, or how it begins.")],
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Shut an agent out for good: its certificate is refused from now on. It can join again with a new token only.
 
+    It asks first; a script says --yes.
+
     For example:
 
       fedfleet revoke a-7def
+
+      fedfleet revoke a-7def --yes
     """
     if not name.startswith("a-"):
         raise BadInput(f"{name[:40]!r} is no agent's id, which begins with a-; fedfleet agents lists them")
     with Client(context.load()) as client:
         name = full_name(client, name)
+        confirm(f"Shut agent {name} out for good?", yes=yes)
         answer = client.post(f"/v1/agents/{name}/revoke")
     show(answer or {"agent": name, "state": "revoked"}, f"agent {name} is revoked", as_json=as_json)
 

@@ -8,8 +8,11 @@ import typer
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from fedfleet_coordinator.cli.errors import BadInput
+
 console = Console()
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def table_of(*columns: str, whole: int = 1) -> Table:
@@ -28,6 +31,25 @@ def show(data: Any, picture: RenderableType, *, as_json: bool) -> None:
         say(picture)  # as it is: rich would wrap it and take [brackets] for markup
     else:
         console.print(picture)
+
+
+def confirm(question: str, *, yes: bool, unattended: bool = False) -> None:
+    """Return if that is wanted: `yes` says so, or the person at the terminal does.
+
+    Args:
+        unattended: whether it is wanted, too, where there is no terminal to ask at.
+
+    Raises:
+        BadInput: it is not.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        if unattended:
+            return
+        raise BadInput(f"{question} There is no terminal to ask at; say so with --yes")
+    if not typer.confirm(question, err=True):
+        raise BadInput(f"{question} No; nothing was done")
 
 
 def print_json(data: Any) -> None:

@@ -16,7 +16,7 @@ from fedfleet_coordinator.cli import context
 from fedfleet_coordinator.cli.client import ENDED, Away, Client, Json
 from fedfleet_coordinator.cli.errors import BadInput, RunFailed, Unreachable
 from fedfleet_coordinator.cli.names import full_name
-from fedfleet_coordinator.cli.output import JsonOption, console, print_json, say, show, table_of
+from fedfleet_coordinator.cli.output import JsonOption, YesOption, confirm, console, print_json, say, show, table_of
 from fedfleet_coordinator.cli.submission import Options, prepare
 from fedfleet_coordinator.cli.view import (
     Story,
@@ -217,35 +217,45 @@ def logs(
                 return
 
 
-def stop(name: RunArgument, as_json: JsonOption = False) -> None:
-    """Stop a run. Its agents are told, what they work on is refused.
+def stop(name: RunArgument, yes: YesOption = False, as_json: JsonOption = False) -> None:
+    """Stop a run for good. Its agents are told, what they work on is refused. At a terminal it asks first.
 
     For example:
 
       fedfleet stop r-0abc
+
+      fedfleet stop r-0abc --yes
     """
     with Client(context.load()) as client:
-        answer = client.post(f"/v1/runs/{full_name(client, name)}/stop") or {}
+        name = full_name(client, name)
+        confirm(f"Stop run {name} for good?", yes=yes, unattended=True)
+        answer = client.post(f"/v1/runs/{name}/stop") or {}
     state = answer.get("state", "stopped")
     show(answer, f"the run is {state}" if state == "stopped" else f"the run had ended before: {state}", as_json=as_json)
 
 
 def plot(
     name: RunArgument,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the picture: .png, .svg or .pdf.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Where to write the picture: .png, .svg or .pdf. Default: RUN.png, here."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw a run: its metrics per round, and what each agent did when.
 
     For example:
 
-      fedfleet plot r-0abc -o run.png
+      fedfleet plot r-0abc
+
+      fedfleet plot r-0abc -o run.svg
     """
     from fedfleet_coordinator.cli.plot import draw
 
     with Client(context.load()) as client:
         name = full_name(client, name)
         snapshot, timeline = client.get(f"/v1/runs/{name}"), client.get(f"/v1/runs/{name}/timeline")
+    output = (output or Path(f"{name}.png")).expanduser().absolute()
     draw(snapshot, timeline, output)
     show({"run": name, "file": str(output)}, f"the picture of {name} is in {output}", as_json=as_json)
 
