@@ -148,7 +148,7 @@ def test_time_is_virtual(make: Make) -> None:
 
 
 def test_drop_outs_are_waited_for_until_the_deadline(make: Make) -> None:
-    fleet = Fleet(agents=40, conditions=Conditions(seed=3, compute=duration("1s"), drop_out=0.25))
+    fleet = Fleet(agents=40, conditions=Conditions(seed=4, compute=duration("1s"), drop_out=0.25))
     ended = simulated(make(), fleet, deadline_s=600.0)
     assert ended.row.state == "finished"
     assert ended.told["virtual_s"] == 1200.0

@@ -99,7 +99,7 @@ class SimulatedHub(InProcessHub):
         self.run, self.epoch = row.run, "simulation"
         self.exchanges = Exchanges(Anybody(), Limits(lease_s=_NEVER_S))
         self.history, self.up_s = History(), 0.0
-        self._fleet, self._pool, self._watch = fleet, pool, watch
+        self._row, self._fleet, self._pool, self._watch = row, fleet, pool, watch
         self._blobs, self._states = folder / "blobs", folder / "states"
         self._blobs.mkdir()
         self._states.mkdir()
@@ -108,7 +108,7 @@ class SimulatedHub(InProcessHub):
         self._everybody = [name_of(i) for i in range(fleet.agents)] if fleet.cohort is None else []
         self._devices: dict[AgentId, _Device] = {}
         self._events: list[tuple[float, int, _Job]] = []
-        self._open: list[int] = []
+        self._dues: dict[int, float] = {}
         self._count = 0
 
         def submit(tx: Tx, now: Now, out: Outbox) -> None:
@@ -149,7 +149,7 @@ class SimulatedHub(InProcessHub):
 
         view = self._call(begin)
         if not view.need and not view.closed:
-            self._open.append(request.n)
+            self._note_due(request.n)
         return view
 
     def view(self, n: int, *, seen: int, wait_s: float) -> ExchangeView:
@@ -227,23 +227,27 @@ class SimulatedHub(InProcessHub):
 
     def _advance(self) -> int:
         """Let the next thing happen; return the exchange of which a task was settled by it, 0 if none was."""
-        at, n = min(((self._due(n), n) for n in self._open), default=(math.inf, 0))
+        n = min(self._dues, key=self._dues.__getitem__, default=0)
+        at = self._dues.get(n, math.inf)
         if self._events and self._events[0][0] <= at:
             self.up_s, _, job = heapq.heappop(self._events)
             n = job.notice.n if self._happen(job) else 0
         else:
-            self.up_s = at
+            self.up_s = max(self.up_s, at)
             self._do(self.exchanges.tick)
-        self._open = [n for n in self._open if self._due(n) < math.inf]
+        if n:
+            self._note_due(n)
         self._watch()
         return n
 
-    def _due(self, n: int) -> float:
-        """Return when time alone closes an exchange; infinite if it is closed."""
+    def _note_due(self, n: int) -> None:
+        """Note when time alone will close an exchange, unless it is closed."""
         exchange = self._exchange(n)
         if exchange is None or exchange.state is ExchangeState.CLOSED:
-            return math.inf
-        return exchange.deadline_at if exchange.grace_at is None else min(exchange.deadline_at, exchange.grace_at)
+            self._dues.pop(n, None)
+        else:
+            grace_at = math.inf if exchange.grace_at is None else exchange.grace_at
+            self._dues[n] = min(exchange.deadline_at, grace_at)
 
     def _exchange(self, n: int) -> Exchange | None:
         with self._store.transaction() as tx:
@@ -274,8 +278,7 @@ class SimulatedHub(InProcessHub):
             return
         pace = conditions.pace(index)
         takes_s = pace.transfer_s(notice.payload.blob.size) + pace.compute_s
-        exchange = self._exchange(notice.n)
-        if takes_s > notice.remaining_s and (exchange is None or exchange.late == "refuse"):
+        if takes_s > notice.remaining_s and self._row.late == "refuse":
             return
         device.job = _Job(index, notice)
         self._schedule(device.job, takes_s)

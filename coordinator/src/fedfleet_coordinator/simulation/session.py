@@ -1,24 +1,25 @@
 """One simulated run, from an empty scratch folder to its end.
 
 HOME/                 in memory if there is room (/dev/shm), gone afterwards
-  bundle app/ scratch/  the ServerApp, unpacked, and its own bytes
+  app/ scratch/         the ServerApp, unpacked, and its own bytes
   blobs/ states/        what the coordinator and the devices would keep
-  pool/                 the processes' folders, and replies nobody took yet
+  pool/                 the bundle, the processes' folders, and replies nobody took yet
 """
 
 import os
+import resource
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from fedfleet_coordinator.api.snapshots import run_row, run_snapshot
 from fedfleet_coordinator.rows import Run
 from fedfleet_coordinator.runner.patience import Patience
-from fedfleet_coordinator.runner.process import allow_many_files, outcome_of
+from fedfleet_coordinator.runner.process import outcome_of
 from fedfleet_coordinator.runner.scratch import Scratch
 from fedfleet_coordinator.simulation.errors import NoRoom
 from fedfleet_coordinator.simulation.hub import Fleet, SimulatedHub
@@ -125,10 +126,11 @@ class Simulation:
 
     def _begin(self) -> None:
         allow_many_files()
-        bundle, folder = self._home / "bundle", self._home / "pool"
+        folder = self._home / "pool"
+        bundle = folder / "bundle"
         with no_room_told(self._home):
-            bundle.write_bytes(self._bundle)
             folder.mkdir()
+            bundle.write_bytes(self._bundle)
             (self._home / "scratch").mkdir()
             self.pool = Pool(
                 self._workers, folder, bundle=bundle, run=self._row.run, output=self._output, on_wait=self._look
@@ -150,6 +152,13 @@ class _Unchanging(Patience):
             f"the app waits for more agents than the {len(agents)} it is given; simulate more with --agents or "
             "--cohort, or have the app wait for fewer"
         )
+
+
+def allow_many_files() -> None:
+    """Let this process have as many files open as it may: a large cohort's replies are one each."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def roomy_folder() -> Path:

@@ -9,7 +9,7 @@ from fedfleet_coordinator.errors import StoreUnavailable
 from fedfleet_coordinator.rows import KINDS, Row
 
 R = TypeVar("R", bound=Row)
-_INDEXED = ("run", "digest", "holder", "agent", "state", "order")
+_INDEXED = ("run", "n", "digest", "holder", "agent", "state", "order")
 _Undo = tuple[type[Row], tuple[Any, ...], Row | None]
 
 
@@ -79,16 +79,16 @@ class MemoryStore:
 
     def rows(self, kind: type[R], equal: dict[str, Any]) -> list[Any]:
         """Return the rows of a kind that may match: those of the most selective index."""
-        best: list[tuple[Any, ...]] | None = None
-        index = self._index[kind]
-        for name, value in equal.items():
-            if name in index:
-                values = value if isinstance(value, tuple) else (value,)
-                keys = [key for one in values for key in index[name].get(one, ())]
-                if best is None or len(keys) < len(best):
-                    best = keys
-        rows = self._rows[kind]
-        return list(rows.values()) if best is None else [rows[key] for key in best]
+        index, rows = self._index[kind], self._rows[kind]
+        best: list[dict[tuple[Any, ...], None]] | None = None
+        fewest = len(rows)
+        for name in equal.keys() & index.keys():
+            value = equal[name]
+            found = [index[name].get(one, {}) for one in (value if isinstance(value, tuple) else (value,))]
+            count = sum(map(len, found))
+            if best is None or count < fewest:
+                best, fewest = found, count
+        return list(rows.values()) if best is None else [rows[key] for keys in best for key in keys]
 
 
 class MemoryTx:

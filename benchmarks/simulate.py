@@ -1,0 +1,44 @@
+"""What a simulated client call costs beside the app's own work: the echo app on virtual devices."""
+
+import json
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedfleet_coordinator.simulation.hub import Fleet
+from fedfleet_coordinator.simulation.session import Simulation
+from fedfleet_flower.compat import build_bundle
+
+ECHO = Path(__file__).parent / "echo"
+COUNT = 1000
+VALUES = 1000
+"""Four kilobytes of float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What calls took from the ServerApp's point of view.
+
+    Attributes:
+        per_call_s: of each exchange, its time divided by its calls, from the send until every reply was looked at.
+    """
+
+    per_call_s: list[float]
+    calls: int
+
+    @property
+    def median_s(self) -> float:
+        """The exchange in the middle."""
+        return statistics.median(self.per_call_s)
+
+
+def overhead(count: int = COUNT, *, workers: int = 2, exchanges: int = 5) -> Overhead:
+    """Return what a call costs when the app does next to nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "seconds.json"
+        config = {"megabytes": VALUES * 4 / 1e6, "exchanges": exchanges, "min-nodes": count, "save": str(saved)}
+        with Simulation(build_bundle(ECHO), Fleet(count), workers=workers, run={"config": config}) as simulation:
+            ended = simulation.execute()
+            assert ended.state == "finished", ended.text
+            return Overhead([took / count for took in json.loads(saved.read_text())], simulation.pool.made)
