@@ -46,13 +46,18 @@ def init(
 
 
 @app.command()
-def serve(state: State = DEFAULT_STATE) -> None:
+def serve(
+    state: State = DEFAULT_STATE,
+    restored: Annotated[
+        bool, typer.Option("--restored", help="The database came back from a backup: mend first what it does not know.")
+    ] = False,
+) -> None:
     """Serve until SIGTERM. Restart it at any moment: it picks up where its store says."""
     from fedfleet_coordinator.hub import Hub
 
     _log_json()
     os.umask(0o077)
-    asyncio.run(Hub(state.expanduser()).serve())
+    asyncio.run(Hub(state.expanduser(), restored=restored).serve())
 
 
 @app.command()

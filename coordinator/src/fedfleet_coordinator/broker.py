@@ -10,6 +10,7 @@ calls itself: ids are the broker's keys to sessions, and over any listener.
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from shutil import which
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -80,13 +82,36 @@ class BrokerFiles:
         write_private(self.folder / "server.key", key)
 
     def write_revoked(self, pki: Pki, revoked: Revoked, now_wall: float) -> None:
-        """Write the list of revoked certificates and the agents' ACL; the broker reads them on SIGHUP."""
+        """Write the list of revoked certificates and the agents' ACL; the broker reads them on SIGHUP.
+
+        Who is on them stays: a revocation is for good, also where the store came back from an older backup.
+        """
         known = list(revoked)
-        lines = [line for agent, _ in known for line in (f"user {agent}", "topic deny #")]
+        agents = list(dict.fromkeys([*(agent for agent, _ in known), *self._denied()]))
+        lines = [line for agent in agents for line in (f"user {agent}", "topic deny #")]
         # The rule first: if the power fails between the two, the agent is mute already.
         write_private(self.folder / "agents.acl", ("\n".join([*lines, *topics.AGENT_ACL]) + "\n").encode())
-        crl = pki.crl(sorted({serial for _, serials in known for serial in serials}), now_wall=now_wall)
+        listed = {serial for _, serials in known for serial in serials} | self.revoked_serials()
+        crl = pki.crl(sorted(listed), now_wall=now_wall)
         write_private(self.folder / "agents.crl", crl)
+
+    def revoked_serials(self) -> set[str]:
+        """Return the serial numbers on the list of revoked certificates; none if there is no list that can be read."""
+        with contextlib.suppress(OSError, ValueError):
+            found = x509.load_pem_x509_crl((self.folder / "agents.crl").read_bytes())
+            return {f"{revoked.serial_number:x}" for revoked in found}
+        return set()
+
+    def _denied(self) -> list[str]:
+        """Return the agents to whom the ACL forbids everything."""
+        try:
+            lines = (self.folder / "agents.acl").read_text().splitlines()
+        except (OSError, UnicodeDecodeError):
+            return []
+        pairs = itertools.pairwise(lines)
+        return [
+            user.removeprefix("user ") for user, rule in pairs if user.startswith("user ") and rule == "topic deny #"
+        ]
 
     def _configuration(self) -> str:
         here = self.folder

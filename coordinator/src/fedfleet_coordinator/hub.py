@@ -6,6 +6,7 @@ This is the composition root of the service: nothing here decides anything, it o
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import ssl
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from fedfleet_coordinator import broker, enrolment, fleet, garbage, runs
+from fedfleet_coordinator import broker, enrolment, fleet, garbage, restored, runs
 from fedfleet_coordinator.api.app import build_app
 from fedfleet_coordinator.api.reservations import TaskKey
 from fedfleet_coordinator.api.server import ApiServer, tls_context
@@ -87,13 +88,14 @@ class Hub:
 
     Args:
         state: its folder, made by `init`.
+        restored: its store came back from a backup; see `restored`.
 
     Raises:
         Misconfigured: something in the folder cannot be used.
     """
 
-    def __init__(self, state: Path) -> None:
-        self._state = state
+    def __init__(self, state: Path, *, restored: bool = False) -> None:
+        self._state, self._restored = state, restored
         self._settings = load(state)
         self._pki = Pki.load(state / "pki")
         self._keys: dict[AgentId, tuple[Ed25519PublicKey, ...]] = {}
@@ -126,6 +128,8 @@ class Hub:
         uploads = Uploads(blobs)
         stack.callback(uploads.close)
         self._engine, self._exchanges, self._blobs, self._uploads = engine, exchanges, blobs, uploads
+        if self._restored:
+            await engine.do(self._recover_restored)
         await engine.do(self._recover)
         await self._sweep()
         await self._write_revoked()
@@ -179,6 +183,11 @@ class Hub:
     def _recover(self, tx: Tx, now: Now, out: Outbox) -> None:
         fleet.forget_presence(tx, now)
         self._exchanges.recover(tx, now)
+
+    def _recover_restored(self, tx: Tx, now: Now, out: Outbox) -> None:
+        revoked = _broker_files(self._state, self._settings).revoked_serials()
+        here = {entry.name for entry in os.scandir(self._blobs.folder)}
+        restored.recover(tx, lambda blob: blob.file in here, revoked, self._exchanges, now, out)
 
     async def _sweep(self) -> None:
         """Remove files that no row names, and uploads that nobody went on with for a day."""

@@ -61,5 +61,6 @@ RUN: dict[str, str] = {
     "runner_died": "the runner died three times without getting any further",
     "epoch": "another runner has taken over",
     "deadline_exceeded": "it was active for longer than it may be",
+    "lost": "the coordinator was restored from a backup that lacks what the run needs",
 }
 """Why a run ended."""
