@@ -3,13 +3,13 @@
 import pytest
 
 from fedfleet_coordinator.api.explain import explain_agent, explain_run
-from fedfleet_coordinator.api.snapshots import run_snapshot, timeline
+from fedfleet_coordinator.api.snapshots import model_blob, run_snapshot, timeline
 from fedfleet_coordinator.clock import Now
 from fedfleet_coordinator.errors import NotFound
-from fedfleet_coordinator.rows import Agent, Exchange, Run, Task
+from fedfleet_coordinator.rows import Agent, Blob, Exchange, Position, Run, Task
 from fedfleet_coordinator.store.memory import MemoryStore
 from fedfleet_protocol.exchange import TaskState
-from fedfleet_protocol.ids import AgentId, RunId, agent_id, run_id
+from fedfleet_protocol.ids import AgentId, Digest, RunId, agent_id, run_id
 
 NOW = Now(up=100.0, wall=1_000_000.0)
 RUN = run_id(bytes(16))
@@ -121,6 +121,30 @@ def test_snapshot_tells_how_the_exchanges_before_the_newest_ended(store: MemoryS
         {"n": 1, "label": "train", "expected": 3, "accepted": 2, "reason": "all"},
         {"n": 2, "label": "evaluate", "expected": 3, "accepted": 2, "reason": "all"},
     ]
+
+
+def test_run_that_goes_on_says_where_it_is_and_how_to_have_the_model_of_its_checkpoint(store: MemoryStore) -> None:
+    newest = Digest("b" * 64)
+    with store.transaction() as tx:
+        tx.put(Run(run=RUN, state="running", server_round=4, num_rounds=8))
+        with pytest.raises(
+            NotFound, match="is at round 4 of 8 and has no model yet; its first checkpoint is not there"
+        ):
+            model_blob(tx, RUN)
+        tx.put(Blob(digest=newest, size=1))
+        blobs = {"arrays.2": ["a" * 64, 1], "arrays.10": [newest, 1], "state.10": ["c" * 64, 1]}
+        tx.put(Position(run=RUN, server_round=3, blobs=blobs))
+        with pytest.raises(NotFound, match=f"that of round 3 is there now: fedfleet model get {RUN} --checkpoint"):
+            model_blob(tx, RUN)
+        assert model_blob(tx, RUN, checkpoint=True).digest == newest
+
+
+def test_checkpoint_is_not_to_be_had_where_the_model_is(store: MemoryStore) -> None:
+    final = Digest("d" * 64)
+    with store.transaction() as tx:
+        tx.put(Run(run=RUN, state="finished", model=final, model_size=1))
+        tx.put(Blob(digest=final, size=1))
+        assert model_blob(tx, RUN, checkpoint=True).digest == final
 
 
 def test_snapshot_counts_seconds_of_each_task(store: MemoryStore) -> None:

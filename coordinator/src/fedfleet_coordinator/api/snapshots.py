@@ -5,7 +5,7 @@ from typing import Any
 
 from fedfleet_coordinator.clock import Now
 from fedfleet_coordinator.errors import NotFound
-from fedfleet_coordinator.rows import Agent, Blob, Exchange, LogLine, Metrics, Run, Task, Token
+from fedfleet_coordinator.rows import Agent, Blob, Exchange, LogLine, Metrics, Position, Run, Task, Token
 from fedfleet_coordinator.store.port import Tx
 from fedfleet_protocol.exchange import TaskState
 from fedfleet_protocol.ids import RunId
@@ -120,17 +120,38 @@ def log_lines(tx: Tx, run: RunId, after: int) -> list[Json]:
     return [{"seq": row.seq, "source": row.source, "line": row.line, "at": row.at_wall} for row in rows]
 
 
-def model_blob(tx: Tx, run: RunId) -> Blob:
+def model_blob(tx: Tx, run: RunId, *, checkpoint: bool = False) -> Blob:
     """Return the blob of a run's final model.
+
+    Args:
+        checkpoint: return the model of the newest checkpoint of a run that has no final one (yet).
 
     Raises:
         NotFound: there is no such run, or it has no model (yet).
     """
     row = run_row(tx, run)
     blob = tx.get(Blob, row.model) if row.model else None
-    if blob is None:
+    if blob is not None:
+        return blob
+    if row.state not in {"pending", "running"}:
         raise NotFound(f"run {run} has no model: it is {row.state}, and its app returned none that is kept")
-    return blob
+    position = tx.get(Position, run)
+    saved = _arrays(tx, position) if position is not None else None
+    if checkpoint and saved is not None:
+        return saved
+    there = f"run {run} is at round {row.server_round} of {row.num_rounds or 'an unknown number'} and has no model yet"
+    if position is None or saved is None:
+        raise NotFound(f"{there}; its first checkpoint is not there either: ask again after a round")
+    now = f"that of round {position.server_round} is there now: fedfleet model get {run} --checkpoint"
+    raise NotFound(f"{there}; {now}")
+
+
+def _arrays(tx: Tx, position: Position) -> Blob | None:
+    """Return the global arrays of a checkpoint: those of the newest call of `Strategy.start`."""
+    found = {name: digest for name, (digest, _) in position.blobs.items() if name.startswith("arrays.")}
+    if not found:
+        return None
+    return tx.get(Blob, found[max(found, key=lambda name: int(name.removeprefix("arrays.")))])
 
 
 def agent_json(row: Agent) -> Json:

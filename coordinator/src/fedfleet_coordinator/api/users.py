@@ -167,9 +167,9 @@ async def logs(
 
 @router.get("/v1/runs/{run}/model", summary="Download a run's model", response_class=Response)
 @allow(Role.USER, max_bytes=0)
-async def model(run: RunId, hub: Hub, asked: Asked = None) -> Response:
-    """Return the final model as a record stream; ranges are understood."""
-    blob = await hub.engine.do(lambda tx, now, out: snapshots.model_blob(tx, run))
+async def model(run: RunId, hub: Hub, asked: Asked = None, checkpoint: bool = False) -> Response:
+    """Return the final model, or with `checkpoint` a live run's newest, as a record stream; ranges are understood."""
+    blob = await hub.engine.do(lambda tx, now, out: snapshots.model_blob(tx, run, checkpoint=checkpoint))
     return Slices(hub.downloads.view(blob), asked)
 
 

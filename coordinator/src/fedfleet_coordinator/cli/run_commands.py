@@ -264,6 +264,9 @@ def plot(
 def get_model(
     name: RunArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write, numpy's .npz.")] = Path("model.npz"),
+    checkpoint: Annotated[
+        bool, typer.Option("--checkpoint", help="Of a run that goes on, the model of its newest checkpoint.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a finished run's model into a file that numpy reads, one array per name.
@@ -271,12 +274,15 @@ def get_model(
     For example:
 
       fedfleet model get r-0abc -o model.npz
+
+      fedfleet model get r-0abc --checkpoint
     """
     from fedfleet_coordinator.cli.models import write_npz
 
     with Client(context.load()) as client:
         name = full_name(client, name)
-        arrays = write_npz(client.download(f"/v1/runs/{name}/model"), output)
+        path = f"/v1/runs/{name}/model{'?checkpoint=true' if checkpoint else ''}"
+        arrays = write_npz(client.download(path), output)
     table = table_of("array", "type", "shape")
     for key, (dtype, shape) in arrays.items():
         table.add_row(escape(key), dtype, " x ".join(map(str, shape)) or "-")
