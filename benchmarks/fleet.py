@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.processes import Peak, memory, proportional, total
 from fedfleet_coordinator.cli.children import descendants
 from fedfleet_coordinator.cli.localfleet import LocalFleet
+from fedfleet_coordinator.settings import Runner
 from tests.e2e.fleet import QUICKSTART, submit
 from tests.e2e.flower_runtime import saved_on_flower
 
@@ -37,7 +38,10 @@ class Exchange:
 
 def on_fedfleet(agents: int, megabytes: float, exchanges: int = 3) -> Exchange:
     """Return what `exchanges` with that many agents took, after one that warms up."""
-    with tempfile.TemporaryDirectory() as scratch, LocalFleet(agents=agents) as fleet:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        LocalFleet(agents=agents, runner=Runner(writable=(scratch,))) as fleet,
+    ):
         saved = Path(scratch) / "seconds.json"
         with Peak(lambda: _hub(fleet)) as hub, Peak(lambda: _everything(fleet), every_s=0.5) as everything:
             options = {"megabytes": megabytes, "exchanges": exchanges, "min-nodes": agents}

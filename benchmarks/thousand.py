@@ -26,7 +26,7 @@ from fedfleet_coordinator.cli.localfleet import LocalFleet
 from fedfleet_coordinator.pki import Pki, certificate_pem, public_der
 from fedfleet_coordinator.rows import Agent
 from fedfleet_coordinator.settings import Exchange as ExchangeSettings
-from fedfleet_coordinator.settings import load
+from fedfleet_coordinator.settings import Runner, load
 from fedfleet_coordinator.store.sql import SqlStore
 from fedfleet_flower.contents import from_records
 from fedfleet_protocol.blocks import blocks_of
@@ -42,7 +42,11 @@ VALUES = 1000
 
 def seconds(count: int = COUNT) -> tuple[list[float], int]:
     """Return what exchanges of 4 KB with `count` agents took, and how many replies each had."""
-    with LocalFleet(agents=0, exchange=ExchangeSettings(settle_s=1.0)) as fleet:
+    exchange = ExchangeSettings(settle_s=1.0)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        LocalFleet(agents=0, exchange=exchange, runner=Runner(writable=(scratch,))) as fleet,
+    ):
         fleet.coordinator.hold()
         folder = fleet.state / "thousand"
         _enrol(fleet.hub, folder, count)
@@ -53,13 +57,12 @@ def seconds(count: int = COUNT) -> tuple[list[float], int]:
             with fleet.client() as client:
                 wait_until(lambda: _online(fleet) >= count, 120)
                 del client
-            with tempfile.TemporaryDirectory() as scratch:
-                saved = Path(scratch) / "seconds.json"
-                options = {"megabytes": VALUES * 4 / 1e6, "exchanges": 3, "min-nodes": count}
-                arguments = [text for key, value in options.items() for text in ("-c", f"{key}={value}")]
-                ended = submit(fleet, ECHO, *arguments, "-c", f'save="{saved}"').wait(120)
-                assert ended.snapshot["state"] == "finished", ended
-                return json.loads(saved.read_text()), ended.snapshot["exchange"]["accepted"]
+            saved = Path(scratch) / "seconds.json"
+            options = {"megabytes": VALUES * 4 / 1e6, "exchanges": 3, "min-nodes": count}
+            arguments = [text for key, value in options.items() for text in ("-c", f"{key}={value}")]
+            ended = submit(fleet, ECHO, *arguments, "-c", f'save="{saved}"').wait(120)
+            assert ended.snapshot["state"] == "finished", ended
+            return json.loads(saved.read_text()), ended.snapshot["exchange"]["accepted"]
         finally:
             agents.terminate()
             agents.wait()

@@ -135,8 +135,9 @@ class Hub:
         await self._write_revoked()
         launcher = Launcher(
             engine=engine, exchanges=exchanges, credentials=_Credentials(self._pki), folder=state / "runners",
-            url=settings.api.url, blob_path=blobs.path, memory_bytes=int(settings.runner.memory_mb * 1e6),
-            file_bytes=int(settings.runner.file_mb * 1e6),
+            url=settings.api.url, blob_path=blobs.path, confined=settings.runner.sandbox,
+            readable=settings.runner.readable, writable=settings.runner.writable,
+            memory_bytes=int(settings.runner.memory_mb * 1e6), file_bytes=int(settings.runner.file_mb * 1e6),
         )  # fmt: skip
         link = self._link()
         services = Services(

@@ -31,6 +31,8 @@ from fedfleet_coordinator.errors import CoordinatorError
 from fedfleet_coordinator.exchanges import Exchanges
 from fedfleet_coordinator.outbox import Outbox
 from fedfleet_coordinator.rows import Blob, Managed, Ref, Run
+from fedfleet_coordinator.runner.confinement import ENVIRONMENT as CONFINEMENT
+from fedfleet_coordinator.runner.confinement import spelled
 from fedfleet_coordinator.store.port import Tx
 from fedfleet_protocol.errors import Malformed
 from fedfleet_protocol.ids import Digest, RunId, parse_digest
@@ -52,10 +54,11 @@ class Credentials(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Started:
-    """A runner process, and our end of its socket pair."""
+    """A runner process, our end of its socket pair, and its folder."""
 
     process: asyncio.subprocess.Process
     end: socket.socket
+    home: Path
 
 
 class Launcher:
@@ -65,6 +68,8 @@ class Launcher:
         folder: where runners' own folders are; removed with each runner.
         url: the coordinator's address.
         blob_path: returns the path of a stored blob's file.
+        confined: whether runners confine themselves to their folder and the API.
+        readable, writable: what confined ones may read, and write, besides.
         memory_bytes, file_bytes: what a runner may take, and how large its files may be; 0 for no bound.
     """
 
@@ -77,11 +82,15 @@ class Launcher:
         folder: Path,
         url: str,
         blob_path: Callable[[str], Path],
+        confined: bool = True,
+        readable: tuple[str, ...] = (),
+        writable: tuple[str, ...] = (),
         memory_bytes: int = 0,
         file_bytes: int = 0,
     ) -> None:
         self._engine, self._exchanges, self._credentials = engine, exchanges, credentials
         self._folder, self._url, self._blob_path = folder, url, blob_path
+        self._confined, self._readable, self._writable = confined, readable, writable
         self._bounds = {"memory_bytes": memory_bytes, "file_bytes": file_bytes}
         self._followed: dict[RunId, asyncio.Task[None]] = {}
         self._processes: dict[RunId, asyncio.subprocess.Process] = {}
@@ -118,6 +127,7 @@ class Launcher:
             self._spare.end.close()
             _signal(self._spare.process.pid)
             await self._spare.process.wait()
+            shutil.rmtree(self._spare.home, ignore_errors=True)
             self._spare = None
 
     async def _keep(self, run_id: RunId) -> None:
@@ -149,8 +159,13 @@ class Launcher:
 
     async def _one(self, run: Run) -> int:
         """Start a runner and return its exit code."""
-        home = self._folder / f"{run.run}-{run.attempts}"
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        started, self._spare = self._spare, None
+        if started is not None and started.process.returncode is not None:
+            shutil.rmtree(started.home, ignore_errors=True)
+            started = None
+        if started is None:
+            started = await self._started()
+        home = started.home
         files = self._credentials.runner_files(run.run)
         files["runner.json"] = json.dumps(
             {"url": self._url, "run": run.run, "epoch": run.epoch, **self._bounds}
@@ -158,9 +173,6 @@ class Launcher:
         for name, data in files.items():
             with os.fdopen(os.open(home / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(data)
-        started, self._spare = self._spare, None
-        if started is None or started.process.returncode is not None:
-            started = await _start()
         process, ours = started.process, started.end
         with contextlib.suppress(OSError):  # it died: its exit code says so
             ours.sendall(f"{home}\n".encode())
@@ -177,7 +189,7 @@ class Launcher:
             shutil.rmtree(home, ignore_errors=True)
         if self._spare is None:
             with contextlib.suppress(OSError):  # the next run starts one itself
-                self._spare = await _start()
+                self._spare = await self._started()
         _log.info("runner ended", extra={"run": run.run, "attempt": run.attempts, "exit_code": code})
         return code
 
@@ -218,6 +230,12 @@ class Launcher:
             return os.open(self._blob_path(row.file), os.O_RDONLY | os.O_CLOEXEC)
         return None
 
+    async def _started(self) -> _Started:
+        home = (self._folder / secrets.token_hex(8)).resolve()
+        home.mkdir(mode=0o700, parents=True)
+        said = spelled(home, self._url, readable=self._readable, writable=self._writable)
+        return await _start(home, said if self._confined else "")
+
     def _kill(self, run: RunId) -> None:
         process = self._processes.get(run)
         if process is not None and process.returncode is None:
@@ -230,18 +248,20 @@ def _ours(tx: Tx, now: Now, out: Outbox) -> list[Run]:
     return [run for run in tx.find(Run, state=("pending", "running")) if run.run not in managed]
 
 
-async def _start() -> _Started:
-    """Start a runner that waits to be told its folder."""
+async def _start(home: Path, confinement: str) -> _Started:
+    """Start a runner that waits to be told its folder, and is confined to it already."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     environment = {name: os.environ[name] for name in _SAFE_ENVIRONMENT if name in os.environ}
     # With the seed set it need not start itself a second time to have it.
     environment |= {"FEDFLEET_BLOB_FD": str(theirs.fileno()), "PYTHONHASHSEED": "0"}
+    if confinement:
+        environment[CONFINEMENT] = confinement
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "fedfleet_coordinator.runner",
         env=environment, pass_fds=(theirs.fileno(),), start_new_session=True, stdin=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     theirs.close()
-    return _Started(process, ours)
+    return _Started(process, ours, home)
 
 
 def _in_memory(data: bytes) -> int:

@@ -50,10 +50,13 @@ class Exchange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Runner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Runners: what one may take of this machine, which it shares with the coordinator."""
+    """Runners: what one may take of this machine, confined to a folder of its own and the API, and may read besides."""
 
     memory_mb: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     file_mb: Annotated[float, msgspec.Meta(ge=0)] = 16_384.0
+    sandbox: bool = True
+    readable: tuple[str, ...] = ()
+    writable: tuple[str, ...] = ()
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

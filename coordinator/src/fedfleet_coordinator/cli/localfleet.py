@@ -30,7 +30,7 @@ from fedfleet_coordinator.cli.children import Child, Family, Program, Say
 from fedfleet_coordinator.cli.client import Client
 from fedfleet_coordinator.cli.context import Context
 from fedfleet_coordinator.cli.errors import BadInput, LocalFault, Refusal, Unreachable
-from fedfleet_coordinator.settings import Blobs, Exchange
+from fedfleet_coordinator.settings import Blobs, Exchange, Runner
 
 READY_S = 60.0
 JOIN_S = 60.0
@@ -48,7 +48,7 @@ class LocalFleet:
         labels: of all agents; a key with several values deals them out in turn.
         data_dir: agent i finds its data in the folder i of this one, as `data` in its node_config.
         settings: sections of agent.toml, on top of what the fleet writes itself.
-        exchange, blobs: sections of the hub's configuration, for a fleet that is made anew.
+        exchange, blobs, runner: sections of the hub's configuration, for a fleet that is made anew.
         say: is told what a person should know, e.g. that a process died and is started again.
 
     Attributes:
@@ -65,6 +65,7 @@ class LocalFleet:
         settings: AgentSettings | None = None,
         exchange: Exchange | None = None,
         blobs: Blobs | None = None,
+        runner: Runner | None = None,
         say: Say = lambda line: None,
     ) -> None:
         if not 0 <= agents <= MAX_AGENTS:
@@ -74,6 +75,7 @@ class LocalFleet:
         self._count, self._labels, self._data_dir = agents, dict(labels or {}), data_dir
         self._settings, self._say = dict(settings or {}), say
         self._exchange, self._blobs = exchange or Exchange(), blobs or Blobs()
+        self._runner = runner or Runner()
         self._family = Family(say)
         self.coordinator: Child
         self.agents: list[Child] = []
@@ -172,6 +174,7 @@ class LocalFleet:
                     ),
                     exchange=self._exchange,
                     blobs=self._blobs,
+                    runner=self._runner,
                 )
                 return context.load(hub.init(self.hub, made, user=_USER))
             # The certificate of a fleet that rested for long may have expired.

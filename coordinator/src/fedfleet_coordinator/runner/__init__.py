@@ -14,4 +14,5 @@ about exchanges and runs: the coordinator does, and a runner is its client, a ho
     legacy       apps written for `server_fn`                  output       what the app prints
     execution    one ServerApp from its start to its end       process      the runner's process around it
     scratch      files without names                           testing      the hub's in-memory twin
+    confinement  what the process may still reach
 """
