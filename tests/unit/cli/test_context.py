@@ -52,3 +52,38 @@ def test_a_publisher_key_of_another_kind_is_refused(tmp_path: Path) -> None:
     key.write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
     with pytest.raises(BadInput, match="Ed25519"):
         made.publisher()
+
+
+def a_context(folder: Path, port: int) -> Context:
+    return Context(f"https://127.0.0.1:{port}", *(folder / name for name in ("ca", "cert", "key", "publisher")))
+
+
+def test_what_was_there_comes_back_when_a_local_fleet_ends(tmp_path: Path) -> None:
+    file, own, said = tmp_path / "context.toml", tmp_path / "own.toml", list[str]()
+    file.write_text("the user's")
+    with context.borrowed(a_context(tmp_path, 1), own, file=file, answers=lambda _: False, say=said.append) as used:
+        assert used == file and context.load(file).url.endswith(":1")
+    assert (file.read_text(), said) == ("the user's", [])
+    assert [path.name for path in tmp_path.iterdir()] == ["context.toml"]
+
+
+def test_a_second_local_fleet_leaves_the_context_to_the_first_and_says_how_to_use_its_own(tmp_path: Path) -> None:
+    file, own, said = tmp_path / "context.toml", tmp_path / "own.toml", list[str]()
+    first, second = a_context(tmp_path, 1), a_context(tmp_path, 11)
+    with context.borrowed(first, own, file=file, answers=lambda _: True, say=said.append):
+        with context.borrowed(second, own, file=file, answers=lambda _: True, say=said.append) as used:
+            assert used == own and context.load(file) == first
+        assert context.load(file) == first
+    assert not file.exists()
+    assert len(said) == 1 and first.url in said[0] and f"FEDFLEET_CONTEXT={own}" in said[0]
+
+
+def test_a_context_that_a_crashed_fleet_left_is_taken_over_and_the_users_comes_back(tmp_path: Path) -> None:
+    file, own, said = tmp_path / "context.toml", tmp_path / "own.toml", list[str]()
+    file.write_text("the user's")
+    crashed = context.borrowed(a_context(tmp_path, 1), own, file=file, answers=lambda _: False, say=said.append)
+    crashed.__enter__()
+    with context.borrowed(a_context(tmp_path, 2), own, file=file, answers=lambda _: False, say=said.append):
+        assert context.load(file).url.endswith(":2")
+    assert file.read_text() == "the user's"
+    assert len(said) == 1 and "did not end in order" in said[0]

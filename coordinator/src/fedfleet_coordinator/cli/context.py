@@ -2,6 +2,8 @@
 
 import os
 import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from fedfleet_coordinator.cli.errors import BadInput
 
 VARIABLE = "FEDFLEET_CONTEXT"
+_LENT = "# lent to a local fleet; fedfleet up gives it back when it ends\n"
 _FILES = ("ca", "cert", "key", "publisher_key")
 
 
@@ -79,15 +82,61 @@ def load(file: Path | None = None) -> Context:
     return Context(url=table["url"].rstrip("/"), **paths)
 
 
-def save(context: Context, file: Path | None = None) -> Path:
-    """Return the file that now holds `context`; only its owner can read it."""
+@contextmanager
+def borrowed(
+    mine: Context, own: Path, *, file: Path, answers: Callable[[Context], bool], say: Callable[[str], None]
+) -> Iterator[Path]:
+    """Put a local fleet's context where the commands look; what was there comes back afterwards.
+
+    The file is left alone while another local fleet that answers has it.
+
+    Args:
+        own: the fleet's own file with its context, which is there in any case.
+        answers: whether there is somebody at a context's address.
+        say: is told if it is not as usual.
+
+    Yields:
+        The file that leads to the fleet.
+    """
+    aside = file.with_name(file.name + ".before-up")
+    other = _lent(file)
+    if other is not None and answers(other):
+        say(
+            f"another local fleet, {other.url}, is running and keeps {file}; "
+            f"for this one, set {VARIABLE}={own} in the terminal of your commands"
+        )
+        yield own
+        return
+    if other is not None:
+        say(f"the local fleet before, {other.url}, did not end in order; its {file} is replaced")
+    elif file.exists():
+        file.replace(aside)
+    save(mine, file, note=_LENT)
+    try:
+        yield file
+    finally:
+        left = _lent(file)
+        if left is not None and left.url == mine.url:
+            aside.replace(file) if aside.exists() else file.unlink()
+
+
+def _lent(file: Path) -> Context | None:
+    """Return the context of a local fleet that has the file; None if it is not lent to one."""
+    try:
+        return load(file) if file.read_text(encoding="utf-8").startswith(_LENT) else None
+    except (OSError, UnicodeDecodeError, BadInput):
+        return None
+
+
+def save(context: Context, file: Path | None = None, *, note: str = "") -> Path:
+    """Return the file that now holds `context`; only its owner can read it. A note is its first line."""
     file = file or place()
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = [f'{name} = "{_escaped(str(value))}"\n' for name, value in asdict(context).items()]
     written = file.with_name(f".{file.name}.{os.getpid()}")
     descriptor = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "w", encoding="utf-8") as stream:
-        stream.writelines(lines)
+        stream.writelines([note, *lines])
     written.replace(file)
     return file
 

@@ -1,5 +1,6 @@
 """The command `up`: a fleet on this machine until Ctrl-C."""
 
+import functools
 import signal
 import sys
 import threading
@@ -13,7 +14,8 @@ from typing import Annotated
 import typer
 
 from fedfleet_coordinator.cli import context
-from fedfleet_coordinator.cli.errors import BadInput
+from fedfleet_coordinator.cli.client import Client
+from fedfleet_coordinator.cli.errors import BadInput, CliError, Refusal
 from fedfleet_coordinator.cli.localfleet import LocalFleet
 from fedfleet_coordinator.cli.output import JsonOption, print_json, say
 from fedfleet_coordinator.cli.submission import labels
@@ -60,19 +62,22 @@ def up(
             begun = time.monotonic()
             fleet.start()
             fleet.wait_ready()
-            with _borrowed_context(fleet):
+            told = functools.partial(_note, as_json=as_json)
+            with context.borrowed(
+                fleet.context, fleet.context_file, file=context.place(), answers=_answers, say=told
+            ) as file:
                 if as_json:
                     print_json(
                         {
                             "url": fleet.context.url,
-                            "context": str(context.place()),
+                            "context": str(file),
                             "state": str(fleet.state),
                             "agents": agents,
                         }
                     )
                 else:
                     took = f"{time.monotonic() - begun:.1f} s"
-                    say(f"ready after {took}: {fleet.context.url}, context in {context.place()}")
+                    say(f"ready after {took}: {fleet.context.url}, context in {file}")
                     say("next, in another terminal: fedfleet agents, fedfleet run APP_DIR; Ctrl-C here ends the fleet")
                 over.wait()
         finally:
@@ -126,16 +131,11 @@ def _until_told() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _borrowed_context(fleet: LocalFleet) -> Iterator[None]:
-    """Put the fleet's context where the commands look; what was there comes back afterwards."""
-    file = context.place()
-    aside = file.with_name(file.name + ".before-up")
-    if file.exists() and not aside.exists():
-        file.replace(aside)
-    context.save(fleet.context, file)
+def _answers(there: context.Context) -> bool:
     try:
-        yield
-    finally:
-        if file.exists() and fleet.context.url in file.read_text(encoding="utf-8"):
-            aside.replace(file) if aside.exists() else file.unlink()
+        with Client(there) as client:
+            return client.ready()
+    except Refusal:
+        return True
+    except CliError:
+        return False
