@@ -377,6 +377,16 @@ def test_the_report_of_a_crash_is_a_reply_that_the_policy_judges(play: Play) -> 
     scene.close()
 
 
+def test_a_device_that_lacks_packages_says_which_device_it_is(play: Play) -> None:
+    scene = play()
+    notice = scene.notice()
+    scene.train(notice)
+    scene.trainers.tell(supervisor.Failed(notice.order, "packages", "torch is not installed here"))
+    scene.until(lambda: bool(scene.heard_of(Decline)))
+    assert scene.heard_of(Decline)[0].text == f"torch is not installed here (on agent {ME})"  # type: ignore[union-attr]
+    scene.close()
+
+
 def test_a_trainer_killed_from_outside_is_started_again_until_the_deadline(play: Play) -> None:
     scene = play()
     notice = scene.notice()

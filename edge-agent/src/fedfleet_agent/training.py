@@ -204,6 +204,8 @@ class Training:
                     self._keep_failure(job, self._sayable(job, failed.text, failed.status))
             case "bundle":
                 self._fail(job, failed.code, self._sayable(job, failed.text, failed.status))
+            case "packages":
+                self._fail(job, failed.code, f"{failed.text} (on agent {self._agent})")
             case _:
                 self._fail(job, failed.code, failed.text)
 

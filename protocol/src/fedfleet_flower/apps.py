@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import shlex
 import sys
 import tomllib
 import traceback
@@ -106,7 +107,7 @@ def check_packages(app: AppDescription) -> tuple[str, ...]:
     Raises:
         MissingPackages: something is not installed here; it names all of it.
     """
-    missing: list[str] = []
+    missing: list[Requirement] = []
     warnings: list[str] = []
     for line in app.dependencies:
         try:
@@ -118,11 +119,12 @@ def check_packages(app: AppDescription) -> tuple[str, ...]:
             continue
         version = _installed(requirement.name)
         if version is None:
-            missing.append(requirement.name)
+            missing.append(requirement)
         elif version and not requirement.specifier.contains(version, prereleases=True):
             warnings.append(f"the app asks for {line!r}; version {version} is installed and is used")
     if missing:
-        raise MissingPackages(tuple(missing), _missing_text(app, missing))
+        names = [requirement.name for requirement in missing]
+        raise MissingPackages(tuple(names), _missing_text(app, names, [_without_marker(each) for each in missing]))
     return tuple(warnings)
 
 
@@ -181,11 +183,22 @@ def _not_found(
     )
     if not root or own:
         return BadBundle(f"{reference} cannot be loaded: {error}")
-    return MissingPackages((root,), _missing_text(app, [root]))
+    return MissingPackages(
+        (root,), _missing_text(app, [f"{root} (a module; its package may be called otherwise)"], [root])
+    )
 
 
-def _missing_text(app: AppDescription, names: list[str]) -> str:
-    return f"{app.name} needs packages that are not installed here: {', '.join(names)}; install them with pip"
+def _missing_text(app: AppDescription, names: list[str], wanted: list[str]) -> str:
+    command = shlex.join([sys.executable, "-m", "pip", "install", *wanted])
+    return (
+        f"{app.name} needs packages that are not installed here: {', '.join(names)}; "
+        f"install them into its Python: {command}"
+    )
+
+
+def _without_marker(requirement: Requirement) -> str:
+    """Return what pip is to install; that the marker holds here is known."""
+    return str(requirement).partition(";")[0].strip() if requirement.url is None else str(requirement)
 
 
 def _installed(name: str) -> str | None:

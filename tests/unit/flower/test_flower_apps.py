@@ -1,5 +1,6 @@
 """Bundles and apps: made as `flwr build` does, unpacked with limits, refused in words."""
 
+import shlex
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -109,6 +110,8 @@ def test_only_what_is_not_installed_is_refused_and_all_of_it_is_named() -> None:
     with pytest.raises(MissingPackages, match="not-there, neither-this") as caught:
         check_packages(described("numpy>=1", "not-there==1.0", "neither-this[x]; python_version > '3'"))
     assert caught.value.names == ("not-there", "neither-this")
+    command = str(caught.value).rpartition("; install them into its Python: ")[2]
+    assert shlex.split(command) == [sys.executable, "-m", "pip", "install", "not-there==1.0", "neither-this[x]"]
 
 
 def test_other_versions_and_unreadable_requirements_are_warnings() -> None:
