@@ -241,6 +241,19 @@ def test_nodes_are_recorded_once_and_only_if_they_are_what_is_waited_for(place: 
     assert place.hub.nodes(2, at_least=3, unlike=AGENTS[:2]) == (AGENTS, True)
 
 
+def test_for_how_many_agents_an_app_waits_is_known_while_it_waits(place: Place) -> None:
+    place.agents(*AGENTS[:2])
+    place.hub.nodes(1, at_least=1, unlike=AGENTS[:2], needs=5)
+    assert place.row().needs == 5
+    place.hub.nodes(1, at_least=3, unlike=None)
+    assert place.row().needs == 3
+    place.hub.nodes(1, at_least=1, unlike=None, needs=5)
+    assert place.row().needs == 5, "the app is told of two and asks again"
+    place.agents(*AGENTS)
+    place.hub.nodes(2, at_least=3, unlike=None, needs=3)
+    assert place.row().needs == 0
+
+
 def test_an_answer_is_recorded_once(place: Place) -> None:
     assert place.hub.answer(1, "pull", None) is None
     assert place.hub.answer(1, "pull", ["a", "b"]) == ["a", "b"]

@@ -108,7 +108,7 @@ class Runner:
             self._call(self._end, lambda _: None)
         elif self._opened_n < min(self._l.rounds, self._folded + self._l.faults.window):
             n = self._opened_n + 1
-            self._call(lambda tx, now, out: runs.node_ids(tx, self._l.run, self._epoch, n, now), self._choose)
+            self._call(lambda tx, now, out: runs.node_ids(tx, self._l.run, self._epoch, n, now, out), self._choose)
         else:
             n = self._folded + 1
             look: Work = lambda tx, now, out: self._l.hub.exchanges.view(tx, self._l.run, n)  # noqa: E731

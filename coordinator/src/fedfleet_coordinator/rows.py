@@ -34,6 +34,7 @@ class Run(Row, frozen=True, kw_only=True):
         gate: settings of the update gate, by name.
         epoch: the random token of the runner that may write; a new one per launch.
         attempts: runners launched so far. barren: of those, how many in a row brought nothing new.
+        needs: for how many agents its app waits now, 0 if it does not.
         reason, text: why it ended, a code of `reasons.RUN` and a sentence.
     """
 
@@ -60,6 +61,7 @@ class Run(Row, frozen=True, kw_only=True):
     epoch: str = ""
     attempts: int = 0
     barren: int = 0
+    needs: int = 0
     server_round: int = 0
     num_rounds: int = 0
     exchanges: int = 0

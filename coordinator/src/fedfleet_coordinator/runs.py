@@ -162,7 +162,16 @@ def end_by_runner(
 
 
 def node_ids(
-    tx: Tx, run_id: RunId, epoch: str, k: int, now: Now, *, at_least: int = 0, unlike: list[AgentId] | None = None
+    tx: Tx,
+    run_id: RunId,
+    epoch: str,
+    k: int,
+    now: Now,
+    out: Outbox,
+    *,
+    at_least: int = 0,
+    unlike: list[AgentId] | None = None,
+    needs: int = 0,
 ) -> tuple[list[AgentId], bool]:
     """Return the agents that are there, and whether that is now recorded as the k-th answer of the run's Grid.
 
@@ -171,10 +180,16 @@ def node_ids(
     Args:
         at_least: with fewer agents nothing is recorded; the runner asks again.
         unlike: with exactly these agents nothing is recorded: the runner waits for a change.
+        needs: with fewer agents the app asks again, as far as the runner knows; it is noted for people.
     """
     run = writable(tx, run_id, epoch)
     if tx.get(GridAnswer, run_id, k) is None:
         agents = fleet.present(tx, run.selector, now)
+        wanted = max(at_least, needs)
+        waits_for = wanted if len(agents) < wanted else 0
+        if run.needs != waits_for:
+            tx.put(msgspec.structs.replace(run, needs=waits_for))
+            out.changed(run_id)
         if len(agents) < at_least or agents == unlike:
             return agents, False
         return list(answer(tx, run_id, epoch, k, "nodes", agents).value), True

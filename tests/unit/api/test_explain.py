@@ -8,7 +8,7 @@ from fedfleet_coordinator.clock import Now
 from fedfleet_coordinator.errors import NotFound
 from fedfleet_coordinator.rows import Agent, Blob, Exchange, Position, Run, Task
 from fedfleet_coordinator.store.memory import MemoryStore
-from fedfleet_protocol.exchange import TaskState
+from fedfleet_protocol.exchange import ExchangeState, TaskState
 from fedfleet_protocol.ids import AgentId, Digest, RunId, agent_id, run_id
 
 NOW = Now(up=100.0, wall=1_000_000.0)
@@ -71,6 +71,25 @@ def test_reply_that_was_left_out_counts_as_such_and_says_why(store: MemoryStore)
     assert told["lines"][0] == "agent edge-0 is not in exchange 3 (train): array 'w' holds NaN" == lines[0][:62]
 
 
+@pytest.mark.parametrize(("needs", "waits_for"), [(0, 4), (5, 5)])
+def test_run_that_waits_for_agents_says_at_once_how_many_are_missing(
+    store: MemoryStore, needs: int, waits_for: int
+) -> None:
+    later = Now(up=700.0, wall=NOW.wall)  # whoever is not connected now is not there any more
+    with store.transaction() as tx:
+        tx.put(Run(run=RUN, state="running", exchanges=3, selector={"site": "a"}, min_agents=4, needs=needs))
+        tx.put(Exchange(run=RUN, n=3, label="train", state=ExchangeState.CLOSED, reason="all", deadline_at=160.0))
+        tx.put(Agent(agent=IDS[1], labels={"site": "a"}, online=False), Agent(agent=IDS[2], labels={"site": "b"}))
+        waiting, told = run_snapshot(tx, RUN, later)["waiting"], explain_run(tx, RUN, later)
+    assert waiting == {"need": waits_for, "matching": 4, "there": 2}
+    assert told["text"] == f"run {RUN} waits for agents: it needs {waits_for}, 4 match its selector, 2 are there"
+
+
+def test_run_that_has_its_agents_waits_for_nobody(store: MemoryStore) -> None:
+    with store.transaction() as tx:
+        assert run_snapshot(tx, RUN, NOW)["waiting"] is None
+
+
 def test_reply_that_is_an_error_is_a_failure(store: MemoryStore) -> None:
     with store.transaction() as tx:
         tx.put(task(0, TaskState.ACCEPTED, code="app_error", text="", settled_wall=999_990.0))
@@ -102,7 +121,9 @@ def test_agent_remembers_what_it_declined(store: MemoryStore) -> None:
 def test_run_that_waits_for_agents_says_how_many(store: MemoryStore) -> None:
     with store.transaction() as tx:
         tx.put(Run(run=RUN, state="running", selector={"site": "b"}, min_agents=2))
-        assert explain_run(tx, RUN, NOW)["text"] == f"run {RUN} waits for agents: 1 of the 2 it needs are there"
+        assert explain_run(tx, RUN, NOW)["text"] == (
+            f"run {RUN} waits for agents: it needs 2, 1 match its selector, 1 are there"
+        )
 
 
 def test_run_that_ended_says_why(store: MemoryStore) -> None:

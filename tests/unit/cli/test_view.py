@@ -31,6 +31,16 @@ def test_replies_that_were_left_out_are_shown_as_such() -> None:
     assert any("left out: not_finite: array 'w' holds NaN" in line for line in lines)
 
 
+def test_run_that_waits_for_agents_is_shown_with_numbers_once_for_each_change() -> None:
+    waiting = {"need": 5, "matching": 3, "there": 2}
+    words = "waiting for agents: it needs 5, 3 match its selector, 2 are there"
+    assert words in drawn(screen(snapshot(exchange=None, waiting=waiting), None))
+    story = Story()
+    assert words in story.lines(snapshot(exchange=None, waiting=waiting))
+    assert story.lines(snapshot(exchange=None, waiting=waiting)) == []
+    assert len(story.lines(snapshot(exchange=None, waiting=waiting | {"there": 3}))) == 1
+
+
 def test_screen_says_that_the_coordinator_is_away_and_the_run_goes_on() -> None:
     text = drawn(screen(snapshot(), Away("connection refused", 3.4)))
     assert "the coordinator is away for 3 s, reconnecting; the run goes on" in text

@@ -219,6 +219,19 @@ def test_two_trainings_with_a_loop_by_hand_between_them_survive_every_kill(tmp_p
     assert all(one == seen[0] for one in seen)
 
 
+def test_strategy_that_waits_for_agents_says_for_how_many(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    class Watched(MemoryHub):
+        def nodes(self, k: int, *, at_least: int, unlike: Any, needs: int = 0) -> Any:
+            asked.append(needs)
+            return super().nodes(k, at_least=at_least, unlike=unlike, needs=needs)
+
+    hub = Watched(device, agents=3)
+    run_once(hub, trains(lambda: FedAvg(min_available_nodes=3, fraction_evaluate=0.0), rounds=1), tmp_path)
+    assert set(asked) == {3} and hub.row().needs == 0
+
+
 def test_pushes_that_are_pulled_rounds_later_survive_every_kill(tmp_path: Path) -> None:
     class Pushing(FedAvg):
         """Push in one round, pull in the next, as asynchronous strategies do."""

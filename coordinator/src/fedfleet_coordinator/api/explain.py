@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from fedfleet_coordinator import fleet
-from fedfleet_coordinator.api.snapshots import agent_row, run_row, uncounted
+from fedfleet_coordinator.api.snapshots import agent_row, run_row, uncounted, waiting
 from fedfleet_coordinator.clock import Now
 from fedfleet_coordinator.rows import Agent, Exchange, Run, Task
 from fedfleet_coordinator.store.port import Tx
@@ -124,8 +124,11 @@ def _summary(tx: Tx, run: Run, exchange: Exchange | None, now: Now) -> str:
         return f"run {run.run} is {run.state}: {run.text or RUN.get(run.reason, run.reason)}"
     if exchange is None or exchange.state is ExchangeState.CLOSED:
         there = len(fleet.present(tx, run.selector, now))
-        if there < run.min_agents:
-            return f"run {run.run} waits for agents: {there} of the {run.min_agents} it needs are there"
+        if (missing := waiting(tx, run, exchange, now)) is not None:
+            return (
+                f"run {run.run} waits for agents: it needs {missing['need']}, "
+                f"{missing['matching']} match its selector, {missing['there']} are there"
+            )
         return f"run {run.run} is {run.state}; its app is between exchanges, and {there} agents are there"
     left = max(0.0, exchange.deadline_at - now.up)
     left_out = uncounted(tx.find(Task, run=run.run, n=exchange.n))

@@ -37,6 +37,7 @@ class _Nodes(msgspec.Struct):
     k: int
     at_least: int = 0
     unlike: list[AgentId] | None = None
+    needs: int = 0
 
 
 class _Recorded(msgspec.Struct):
@@ -180,7 +181,9 @@ async def nodes(run: RunId, request: Request, hub: Hub, epoch: Epoch = "") -> Re
     """Return the agents that are there, and whether that is recorded now."""
     asked: _Nodes = unpacked(await body_of(request), _Nodes)
     agents, recorded = await hub.engine.do(
-        lambda tx, now, out: runs.node_ids(tx, run, epoch, asked.k, now, at_least=asked.at_least, unlike=asked.unlike)
+        lambda tx, now, out: runs.node_ids(
+            tx, run, epoch, asked.k, now, out, at_least=asked.at_least, unlike=asked.unlike, needs=asked.needs
+        )
     )
     return packed({"nodes": agents, "recorded": recorded})
 

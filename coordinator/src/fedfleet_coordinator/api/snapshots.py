@@ -3,11 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
+from fedfleet_coordinator import fleet
 from fedfleet_coordinator.clock import Now
 from fedfleet_coordinator.errors import NotFound
 from fedfleet_coordinator.rows import Agent, Blob, Exchange, LogLine, Metrics, Position, Run, Task, Token
 from fedfleet_coordinator.store.port import Tx
-from fedfleet_protocol.exchange import TaskState
+from fedfleet_protocol.exchange import ExchangeState, TaskState
 from fedfleet_protocol.ids import RunId
 
 Json = dict[str, Any]
@@ -74,6 +75,7 @@ def run_snapshot(tx: Tx, run: RunId, now: Now) -> Json:
         "selector": row.selector,
         "min_agents": row.min_agents,
         "quorum": row.quorum,
+        "waiting": waiting(tx, row, newest, now),
         "exchange": _exchange(tx, newest, now) if newest is not None else None,
         "closed": [_closed(one) for one in before if one.reason and one.n < row.exchanges],
         "metrics": [{"round": one.server_round, "kind": one.kind, "values": one.values} for one in metrics],
@@ -181,6 +183,22 @@ def token_json(row: Token) -> Json:
         "expires": row.expires_wall,
         "created_by": row.created_by,
     }
+
+
+def waiting(tx: Tx, run: Run, exchange: Exchange | None, now: Now) -> dict[str, int] | None:
+    """Return for how many agents a run waits, how many match its selector and how many are there; None if it does not.
+
+    Args:
+        exchange: its newest one.
+    """
+    need = max(run.needs, run.min_agents)
+    if not run.live or (exchange is not None and exchange.state is ExchangeState.OPEN):
+        return None
+    there = len(fleet.present(tx, run.selector, now))
+    if there >= need:
+        return None
+    matching = sum(fleet.matches(agent, run.selector) for agent in tx.find(Agent, state="active"))
+    return {"need": need, "matching": matching, "there": there}
 
 
 def shown_state(task: Task) -> str:

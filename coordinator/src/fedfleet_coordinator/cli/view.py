@@ -142,6 +142,8 @@ def screen(snapshot: Json | None, away: Away | None) -> RenderableType:
     parts: list[RenderableType] = [head]
     if away is not None:
         parts.append(Text(f"the coordinator is away for {away.seconds:.0f} s, reconnecting; the run goes on", "yellow"))
+    if line := waiting_line(snapshot):
+        parts.append(Text(line, "yellow"))
     if exchange:
         settled = f"{exchange['settled']} of {exchange['expected']} settled, {exchange['accepted']} accepted"
         if exchange.get("left_out"):
@@ -156,6 +158,17 @@ def screen(snapshot: Json | None, away: Away | None) -> RenderableType:
 
 def _name(exchange: Json) -> str:
     return f"exchange {exchange['n']} {exchange.get('label') or ''}".strip()
+
+
+def waiting_line(snapshot: Json) -> str:
+    """Return for how many agents a run waits, in one line; empty if it does not."""
+    waiting = snapshot.get("waiting")
+    if not waiting:
+        return ""
+    return (
+        f"waiting for agents: it needs {waiting['need']}, {waiting['matching']} match its selector, "
+        f"{waiting['there']} are there"
+    )
 
 
 class Story:
@@ -176,6 +189,8 @@ class Story:
         self._away = False
         if self._new("state", event["state"]) and event["state"] in ("pending", "running"):
             lines.append(headline(event))
+        if (line := waiting_line(event)) and self._new("waiting", *sorted(event["waiting"].items())):
+            lines.append(line)
         if event.get("attempts", 0) > 1 and self._new("attempt", event["attempts"]):
             lines.append(f"runner {event['attempts']} goes on after round {event['server_round']}")
         lines += [

@@ -60,6 +60,10 @@ class FleetGrid(Grid):
     def set_run(self, run: FlowerRun) -> None:
         """Keep the run there is: a runner has only one."""
 
+    def expect(self, agents: int) -> None:
+        """Note for how many agents the strategy at work waits, 0 if that is not known."""
+        self._patience.needs = agents
+
     @property
     def run(self) -> FlowerRun:
         """What Flower knows of the run."""

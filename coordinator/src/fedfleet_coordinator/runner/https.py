@@ -67,9 +67,11 @@ class HttpHub:
         """Commit a round, or return what is missing for it."""
         return tuple(_unpacked(self._wire.ask("POST", "/checkpoint", encode(request))).get("need", ()))
 
-    def nodes(self, k: int, *, at_least: int, unlike: list[AgentId] | None) -> tuple[list[AgentId], bool]:
+    def nodes(
+        self, k: int, *, at_least: int, unlike: list[AgentId] | None, needs: int = 0
+    ) -> tuple[list[AgentId], bool]:
         """Return the agents that are there, and whether that was recorded."""
-        body = {"k": k, "at_least": at_least, "unlike": unlike}
+        body = {"k": k, "at_least": at_least, "unlike": unlike, "needs": needs}
         answer = _unpacked(self._wire.ask("POST", "/nodes", msgspec.msgpack.encode(body), answers=k))
         return [AgentId(agent) for agent in answer["nodes"]], bool(answer["recorded"])
 

@@ -37,10 +37,13 @@ class Hub(Protocol):
         """Commit a round; nothing was committed if blobs are returned: they are to be stored first."""
         ...
 
-    def nodes(self, k: int, *, at_least: int, unlike: list[AgentId] | None) -> tuple[list[AgentId], bool]:
+    def nodes(
+        self, k: int, *, at_least: int, unlike: list[AgentId] | None, needs: int = 0
+    ) -> tuple[list[AgentId], bool]:
         """Return the agents that are there, and whether that is now the recorded `k`-th answer.
 
-        It is not recorded if there are fewer than `at_least`, or exactly those in `unlike`.
+        It is not recorded if there are fewer than `at_least`, or exactly those in `unlike`. With fewer than `needs` the
+        app will ask again; people are told for how many it waits.
 
         Raises:
             Nondeterministic: the recorded answer was to another question.

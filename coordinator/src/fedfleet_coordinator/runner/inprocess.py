@@ -55,10 +55,14 @@ class InProcessHub(ABC):
         """Open an exchange, or return it."""
         return self._call(lambda tx, now, out: runs.open_exchange(tx, request, self.exchanges, now, out))
 
-    def nodes(self, k: int, *, at_least: int, unlike: list[AgentId] | None) -> tuple[list[AgentId], bool]:
+    def nodes(
+        self, k: int, *, at_least: int, unlike: list[AgentId] | None, needs: int = 0
+    ) -> tuple[list[AgentId], bool]:
         """Return the agents that are there."""
         return self._call(
-            lambda tx, now, out: runs.node_ids(tx, self.run, self.epoch, k, now, at_least=at_least, unlike=unlike)
+            lambda tx, now, out: runs.node_ids(
+                tx, self.run, self.epoch, k, now, out, at_least=at_least, unlike=unlike, needs=needs
+            )
         )
 
     def answer(self, k: int, kind: str, value: Any) -> Any:

@@ -26,6 +26,9 @@ class Patience:
     Args:
         at_least: with fewer agents nothing is answered.
         limit_s: how long an app may wait for agents in all, before its run ends.
+
+    Attributes:
+        needs: with fewer agents the app asks again, as far as its strategy says; 0 if that is not known.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Patience:
     ) -> None:
         self._hub, self._at_least, self._limit_s = hub, at_least, limit_s
         self._clock, self._sleep = clock, sleep
+        self.needs = 0
         self._last: list[AgentId] | None = None
         self._answered_at = 0.0
         self._asked = 0
@@ -59,7 +63,7 @@ class Patience:
         held_s = 0.0
         while True:
             unlike = self._last if held_s < hold_s else None
-            agents, recorded = self._hub.nodes(k, at_least=self._at_least, unlike=unlike)
+            agents, recorded = self._hub.nodes(k, at_least=self._at_least, unlike=unlike, needs=self.needs)
             if recorded:
                 break
             if self._waited_s >= self._limit_s:
@@ -94,7 +98,11 @@ class Patience:
         return min(_LONGEST_HOLD_S, 2.0 ** min(self._naps - 1, 8) - 1.0, self._limit_s - self._waited_s)
 
     def _told(self, agents: list[AgentId]) -> str:
-        need = f"the run needs {self._at_least}" if len(agents) < self._at_least else "the app waits for more"
+        need = (
+            f"the run needs {self._at_least}"
+            if len(agents) < self._at_least
+            else f"the app waits for {self.needs or 'more'}"
+        )
         return (
             f"{len(agents)} of the run's agents are there and {need}; the {self._limit_s:g} s for waiting are over. "
             f" fedfleet agents shows who is there, fedfleet explain AGENT why one is not"

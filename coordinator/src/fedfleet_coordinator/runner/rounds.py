@@ -77,6 +77,7 @@ class _Loop:
         course = self._checkpoints.course(self._strategy, initial_arrays, train_config, evaluate_config)
         sender = self._checkpoints.grid.sender
         sender.weighted_by = weight_key(self._strategy)
+        self._checkpoints.grid.expect(int(getattr(self._strategy, "min_available_nodes", 0)))
         if course.server_round:
             log(INFO, "Continuing after round %s of %s", course.server_round, self._num_rounds)
         else:

@@ -175,7 +175,9 @@ class SimulatedHub(InProcessHub):
 
         return self._call(commit)
 
-    def nodes(self, k: int, *, at_least: int, unlike: list[AgentId] | None) -> tuple[list[AgentId], bool]:
+    def nodes(
+        self, k: int, *, at_least: int, unlike: list[AgentId] | None, needs: int = 0
+    ) -> tuple[list[AgentId], bool]:
         """Return all agents, or the sample of them that belongs to the `k`-th answer."""
         fleet, agents = self._fleet, self._everybody
         if fleet.cohort is not None:

@@ -147,6 +147,7 @@ def upgrade() -> None:
         sa.Column("epoch", _TEXT, autoincrement=False, nullable=False),
         sa.Column("attempts", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("barren", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("needs", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("server_round", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("num_rounds", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("exchanges", sa.BigInteger(), autoincrement=False, nullable=False),
