@@ -117,9 +117,14 @@ class FileArray(Array):
 
 
 def split(array: Array) -> tuple[bytes, memoryview]:
-    """Return the header and the raw buffer of `array`, nothing copied; the header is empty if it is not numpy's."""
-    if isinstance(array, FileArray) and (parts := array.split()) is not None:
-        return parts
+    """Return the header and the raw buffer of `array`, nothing copied; the header is empty if it is not numpy's.
+
+    Besides those in files, arrays of strategies know their parts: they have a `split` of their own.
+    """
+    own = getattr(array, "split", None)
+    if own is not None and (parts := own()) is not None:
+        found: tuple[bytes, memoryview] = parts
+        return found
     data = memoryview(array.data).cast("B")
     length = _header_length(data) if array.stype == NUMPY else 0
     return bytes(data[:length]), data[length:]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfleet_strategies import columns
-from fedfleet_strategies.errors import Refused
+from fedfleet_strategies.errors import NotFinite, Refused
 from fedfleet_strategies.layout import Vector
 from fedfleet_strategies.rules import Spool
 from fedfleet_strategies.updates import Aggregate, Source, Update
@@ -50,13 +50,7 @@ class Rows:
         self._spooled = self._views = 0
 
     def add(self, update: Update) -> None:
-        """Take an update.
-
-        Raises:
-            Refused: a value is not finite.
-        """
-        if not update.finite:
-            raise Refused("its model holds NaN or infinity")
+        """Take an update."""
         source = update.source
         if source is not None and source.views.borrowed and self._views < _MOST_VIEWS:
             self._rows.append(source)
@@ -212,7 +206,11 @@ def by_column(rows: Rows, kept: Sequence[int], column: Any) -> Vector:
 
 
 def gram(rows: Rows) -> Matrix:
-    """Return the inner products of all rows, and of the reference as the last one, in float64."""
+    """Return the inner products of all rows, and of the reference as the last one, in float64.
+
+    Raises:
+        NotFinite: a row holds NaN or infinity.
+    """
     n = len(rows.nodes)
     reference = rows.spool.reference
     m = n + (reference is not None)
@@ -232,7 +230,10 @@ def gram(rows: Rows) -> Matrix:
             total += here @ here.T
         return total
 
-    found: Matrix = sum(columns.over(rows.d, work), np.zeros((m, m)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        found: Matrix = sum(columns.over(rows.d, work), np.zeros((m, m)))
+    if not np.isfinite(found).all():
+        raise NotFinite("an update holds NaN or infinity")
     return found
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fedfleet_strategies import columns
 from fedfleet_strategies.errors import AppFault, Incompatible, Refused
+from fedfleet_strategies.flat_array import FlatArray, serialised
 
 Vector = NDArray[Any]
 """One axis of float32 or float64."""
@@ -121,7 +122,7 @@ class Layout:
         return x, ints
 
     def record(self, x: Vector, ints: NDArray[np.float64], before: ArrayRecord | None = None) -> ArrayRecord:
-        """Return a model made of both vectors.
+        """Return a model made of both vectors, which nobody may change from now on.
 
         Args:
             before: the model with the arrays that stay on the devices; without it they are left out.
@@ -194,6 +195,8 @@ class Views:
 
 def view(array: Array) -> NDArray[Any]:
     """Return an array in its shape, read-only; nothing is copied if it is an ordinary Flower `Array`."""
+    if isinstance(array, FlatArray) and (values := array.values()) is not None:
+        return values
     if type(array) is not Array or array.stype != NUMPY:
         return array.numpy()
     data = array.data
@@ -225,16 +228,14 @@ def _array(slot: Slot, values: Vector) -> Array:
         whole = np.where(rounded >= float(limits.max), 0, np.maximum(rounded, float(limits.min))).astype(dtype)
         whole[rounded >= float(limits.max)] = limits.max
         return _serialised(whole, slot.shape)
+    if values.dtype == dtype:
+        return FlatArray(values, slot.shape)
     with np.errstate(over="ignore"):
-        return _serialised(values.astype(dtype, copy=False), slot.shape)
+        return _serialised(values.astype(dtype), slot.shape)
 
 
 def _serialised(values: NDArray[Any], shape: tuple[int, ...], dtype: str = "") -> Array:
-    header = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(values.dtype)
-    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
-    data = b"".join((header.getvalue(), np.ascontiguousarray(values).reshape(-1).view(np.uint8).data))
-    return Array(dtype or str(values.dtype), shape, NUMPY, data)
+    return Array(dtype or str(values.dtype), shape, NUMPY, serialised(values, shape))
 
 
 def _to_bfloat16(values: Vector) -> NDArray[Any]:

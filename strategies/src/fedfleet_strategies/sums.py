@@ -10,9 +10,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedfleet_strategies import columns
 from fedfleet_strategies.errors import Refused
-from fedfleet_strategies.layout import Vector
+from fedfleet_strategies.layout import Layout, Vector, Views
 from fedfleet_strategies.rules import Spool
-from fedfleet_strategies.updates import Aggregate, Source, Update, finite, pieces
+from fedfleet_strategies.updates import Aggregate, Source, Update, pieces
 
 _BLOCK = 1 << 15
 """Columns that a core's second memory holds several times; with fewer, calling numpy costs more than the work."""
@@ -55,12 +55,6 @@ class Sum:
         self._ints += other._ints
         self._note(other.weight, other.count, other._extra, other._scalars)
 
-    def finite(self) -> bool:
-        """Return whether the sum is finite; if it is, so is all that was added."""
-        self._settle()
-        vectors = [self._delta, self._ints, *self._extra.values()]
-        return all(finite(one) for one in vectors) and bool(np.isfinite([self.weight, *self._scalars.values()]).all())
-
     def aggregate(self) -> Aggregate:
         """Return the weighted mean; the fold is used up.
 
@@ -68,13 +62,37 @@ class Sum:
             Refused: there is no update, or the weights sum to 0.
         """
         self._settle()
+        self._weigh()
+        columns.over(self._delta.size, self._scale)
+        extra = {name: vector / self._delta.dtype.type(self.count) for name, vector in self._extra.items()}
+        return Aggregate(self._delta, self._ints / self.weight, self.weight, self.count, extra, dict(self._scalars))
+
+    def moved(self, layout: Layout, sent: Views) -> Aggregate:
+        """Return what `aggregate` does, with the model that was sent added to the delta: FedAvg's step, in one pass.
+
+        Raises:
+            Refused: there is no update, or the weights sum to 0.
+        """
+        self._settle()
+        self._weigh()
+        weight = self._delta.dtype.type(self.weight)
+
+        def work(start: int, stop: int) -> None:
+            for i, first, last in pieces(layout, start, stop):
+                offset = layout.floats[i].start
+                for low in range(first, last, _BLOCK):
+                    here = self._delta[low : min(low + _BLOCK, last)]
+                    here /= weight
+                    here += sent.floats[i][low - offset : low - offset + here.size]
+
+        columns.over(layout.d, work)
+        return Aggregate(self._delta, self._ints / self.weight, self.weight, self.count)
+
+    def _weigh(self) -> None:
         if not self.count:
             raise Refused("there is no update to aggregate")
         if not self.weight > 0:
             raise Refused(f"the weights of all {self.count} updates sum to {self.weight:g}")
-        columns.over(self._delta.size, self._scale)
-        extra = {name: vector / self._delta.dtype.type(self.count) for name, vector in self._extra.items()}
-        return Aggregate(self._delta, self._ints / self.weight, self.weight, self.count, extra, dict(self._scalars))
 
     def to_records(self, name: str) -> RecordDict:
         """Return what the fold holds, as records `name` and `name.vectors`."""

@@ -275,3 +275,13 @@ def test_distances_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.Mo
     np.testing.assert_array_equal(found[0], found[1])
     exact = rows.astype(np.float64)
     np.testing.assert_allclose(found[0], exact @ exact.T, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_reply_with_nan_is_left_out_whatever_the_rule(name: str) -> None:
+    replies = [trained(n, model([float(n % 3), 1.0 * n])) for n in range(1, 12)]
+    spoilt = [*replies, trained(12, model([np.nan, 1.0]))]
+    strategy = FedAvg(rule=RULES[name]())
+    found, _ = aggregated(strategy, model([0.0, 0.0]), spoilt)
+    wanted, _ = aggregated(FedAvg(rule=RULES[name]()), model([0.0, 0.0]), replies)
+    assert "NaN" in strategy.explain(1)[12] and found["a0"].data == wanted["a0"].data

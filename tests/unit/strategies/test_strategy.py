@@ -189,3 +189,38 @@ def test_a_function_for_metrics_sees_replies_without_their_arrays() -> None:
 
     replies = [trained(n, model([1.0])) for n in (1, 2)]
     assert dict(aggregated(FedAvg(train_metrics_aggr_fn=mine), model([0.0]), replies)[1]) == {"reports": 2}
+
+
+class Careful(FedAvg):
+    """FedAvg by the general way: its step is its own."""
+
+    def step(self, x: Any, aggregate: Any, server_round: int) -> Any:
+        return x + aggregate.delta
+
+
+def test_the_quick_way_of_fedavg_gives_the_bits_of_the_general_one() -> None:
+    rng = np.random.default_rng(4)
+    sent, *models = [model(rng.normal(size=(300, 7)), rng.normal(size=70_000), rng.normal()) for _ in range(24)]
+    replies = [trained(n, one, 10 * n) for n, one in enumerate(models, 1)]
+    quick, general = (aggregated(make(), sent, replies)[0] for make in (FedAvg, Careful))
+    assert all(quick[name].data == general[name].data for name in sent)
+
+
+def test_a_sum_that_is_too_large_for_a_float_is_no_result() -> None:
+    for make in (FedAvg, Careful):
+        strategy, huge = make(), model([3e38])
+        assert aggregated(strategy, model([-3e38]), [trained(1, huge), trained(2, huge)]) == (None, None)
+        assert "no result" in strategy.explain(1)[0]
+
+
+def test_a_method_that_keeps_the_model_it_returned_cannot_change_it_later() -> None:
+    class Keeping(FedAvg):
+        def step(self, x: Any, aggregate: Any, server_round: int) -> Any:
+            self.s.setdefault("x", np.zeros_like(x))
+            self.s["x"] += aggregate.delta
+            return self.s["x"]
+
+    strategy = Keeping()
+    first, _ = aggregated(strategy, model([0.0]), [trained(1, model([1.0]))])
+    aggregated(strategy, first, [trained(1, model([5.0]))], 2)
+    assert first["a0"].numpy().tolist() == [1.0]
