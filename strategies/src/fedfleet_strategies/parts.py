@@ -11,6 +11,8 @@ from flwr.app import Array, ArrayRecord
 from fedfleet_strategies.client import Call, Unmet, model_of
 from fedfleet_strategies.correction import Correction, lent
 from fedfleet_strategies.layout import Vector
+from fedfleet_strategies.privacy.local import Private
+from fedfleet_strategies.transforms.uplink import Encode
 
 
 class Part(Protocol):
@@ -208,6 +210,8 @@ class FedRep(Plain):
 
 
 PARTS: dict[str, Part] = {
+    "encode": Encode(),
+    "private": Private(),
     "local": Local(),
     "steps": Steps(),
     "prox": Prox(),
