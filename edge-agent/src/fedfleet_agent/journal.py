@@ -4,9 +4,9 @@ A change is one transaction and durable when the call returns (write-ahead log, 
 names are made durable before the row; files that no row names are garbage. A reserve of disk space is given back to
 the file system when the disk is full, so that a task can still be settled on a full disk.
 
-The ledger says what concerns the owner: whose code was let in, which tasks were declined, which replies were let out and
-what became of them. Each line carries the digest of the line before, so a line that was changed or taken out from among
-those that are read is seen. Lines cut off at the end are not: nobody else holds the newest digest.
+The ledger says what concerns the owner: whose code was let in, which tasks were declined, which replies were let out
+and what became of them. Each line carries the digest of the line before, so a line that was changed or taken out from
+among those that are read is seen. Lines cut off at the end are not: nobody else holds the newest digest.
 """
 
 import hashlib
