@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import fleet, memory, thousand
+from benchmarks import fleet, memory, simulate, thousand
 from benchmarks.processes import MIB
 
 
@@ -99,6 +99,19 @@ def _thousand(flower: bool) -> list[Row]:
     ]
 
 
+def _simulate(flower: bool) -> list[Row]:
+    found = simulate.overhead()
+    per_call = " ".join(f"{1000 * seconds:.2f}" for seconds in sorted(found.per_call_s))
+    return [
+        Row(
+            "simulated call of 4 KB, 1,000 agents, 2 workers",
+            f"{1000 * found.median_s:.2f} ms ({per_call})",
+            "1 ms",
+            found.median_s < 1e-3,
+        )
+    ]
+
+
 def _runner_memory(flower: bool) -> list[Row]:
     return [_limit(f"runner's peak, FedAvg of {n} updates of 40 MB", memory.runner_bytes(n)[0], 250) for n in (20, 200)]
 
@@ -125,6 +138,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "quickstart": _quickstart,
     "runner-memory": _runner_memory,
     "thousand": _thousand,
+    "simulate": _simulate,
     "idle": _idle,
 }
 

@@ -1,5 +1,6 @@
 """Simulated fleets with real trainers: the same seed is the same model, and what devices do wrong is told."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedfleet_coordinator.simulation.devices import Conditions, duration, link
@@ -17,6 +19,7 @@ from fedfleet_flower.compat import build_bundle
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
+QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
 PROJECT = """
 [project]
 name = "{name}"
@@ -291,3 +294,61 @@ def test_memory_is_flat_in_the_number_of_clients(make: Make, tmp_path: Path) -> 
         found, child_found = peaks(agents, cohort)
         assert found - base < most_kb, f"{agents} agents: {found} KB, against {base}"
         assert child_found - child < 4_000
+
+
+def command(*words: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    line = [sys.executable, "-m", "fedfleet_coordinator.cli", "simulate", *words]
+    return subprocess.run(line, capture_output=True, text=True, cwd=folder, check=False, timeout=100)
+
+
+def test_the_command_shows_saves_and_draws(tmp_path: Path) -> None:
+    done = command(
+        str(QUICKSTART), "--agents", "20", "--cohort", "5", "--compute", "lognormal:30s", "--stragglers", "0.2:5x",
+        "--link", "lognormal:10Mbit", "--save", "model.npz", "-o", "run.png", "--log", "log", folder=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "20 agents, 5 at a time" in done.stdout
+    assert "round 3 train: loss" in done.stdout
+    assert "weights: " in done.stdout, "what the ServerApp prints"
+    with np.load(tmp_path / "model.npz") as model:
+        assert [array.shape for array in model.values()] == [(3,)]
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    assert "weights: " in (tmp_path / "log").read_text()
+
+
+def test_the_command_tells_programs_the_same_each_time(tmp_path: Path) -> None:
+    answers = []
+    for workers in ("1", "2"):
+        done = command(str(QUICKSTART), "--agents", "6", "--seed", "3", "--workers", workers, "--json", folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(done.stdout))
+    first, second = answers
+    assert first["model"] == second["model"]
+    assert first["metrics"] == second["metrics"]
+    assert first["simulation"] == second["simulation"]
+    assert [one["reason"] for one in first["closed"]] == ["all"] * 6
+
+
+def test_the_command_fails_as_a_run_on_a_fleet_does(tmp_path: Path) -> None:
+    done = command(str(QUICKSTART), "--agents", "3", "--drop-out", "100%", "--json", folder=tmp_path)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["reason"] == "no_results"
+    assert "no_results" in json.loads(done.stderr)["error"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("nowhere",), "is not a folder"),
+        ((str(QUICKSTART), "--link", "fast"), "--link is written like 10Mbit"),
+        ((str(QUICKSTART), "--cohort", "500"), "--agents 100"),
+        ((str(QUICKSTART), "-c", "speed=1"), "has no configuration 'speed'"),
+        ((str(QUICKSTART), "-o", "run.gif"), ".png"),
+        ((str(QUICKSTART), "--save", "no/model.npz"), "there is no folder no"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_use(words: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    done = command(*words, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

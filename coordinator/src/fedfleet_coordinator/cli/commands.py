@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
-from fedfleet_coordinator.cli import demo, fleet_commands, local_commands, run_commands
+from fedfleet_coordinator.cli import demo, fleet_commands, local_commands, run_commands, simulate
 from fedfleet_coordinator.cli.output import say
 
 _HELP = """Federated learning on fleets of edge devices.
 
 Start a fleet on this machine with [bold]fedfleet up[/], run a Flower app on it with [bold]fedfleet run APP_DIR[/].
+Or try the app on devices that do not exist: [bold]fedfleet simulate APP_DIR[/].
 
 Exit codes: 0 done, 1 the run failed, 2 bad input, 3 no coordinator answers, 4 the coordinator refuses,
 5 a part of a local fleet failed, 130 interrupted.
@@ -41,6 +42,7 @@ def _main(
 app.command()(local_commands.up)
 app.command()(demo.demo)
 app.command()(run_commands.run)
+app.command()(simulate.simulate)
 app.add_typer(run_commands.runs, name="runs")
 app.command()(run_commands.logs)
 app.command()(run_commands.stop)

@@ -57,6 +57,20 @@ def prepare(app: Path, options: Options, publisher: Ed25519PrivateKey) -> Submis
     Raises:
         BadInput: the folder is no Flower app, or an option does not fit it.
     """
+    packed = pack(app, options)
+    signed = {
+        "publisher": publisher.public_key().public_bytes_raw().hex(),
+        "signature": sign_bundle(publisher, packed.digest).hex(),
+    }
+    return Submission(packed.bundle, packed.digest, packed.request | signed)
+
+
+def pack(app: Path, options: Options) -> Submission:
+    """Return the app in folder `app` as a bundle with its request, signed by nobody.
+
+    Raises:
+        BadInput: as `prepare`.
+    """
     from fedfleet_flower.apps import describe_app
     from fedfleet_flower.compat import build_bundle
     from fedfleet_flower.errors import BridgeError
@@ -86,8 +100,6 @@ def prepare(app: Path, options: Options, publisher: Ed25519PrivateKey) -> Submis
         "gate": gate(options.gate),
         "priority": options.priority,
         "seed": options.seed,
-        "publisher": publisher.public_key().public_bytes_raw().hex(),
-        "signature": sign_bundle(publisher, digest).hex(),
     }
     return Submission(bundle, digest, request)
 

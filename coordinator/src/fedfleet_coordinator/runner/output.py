@@ -29,9 +29,10 @@ class Output:
     Args:
         send: sends lines, in order; may wait for long.
         lines_a_second, burst: what is let through.
+        echo: whether everything is still printed to where standard error went.
     """
 
-    def __init__(self, send: Send, *, lines_a_second: float = 500.0, burst: int = 5000) -> None:
+    def __init__(self, send: Send, *, lines_a_second: float = 500.0, burst: int = 5000, echo: bool = True) -> None:
         self._send = send
         self._rate, self._burst = lines_a_second, burst
         self._allowance, self._counted_at = float(burst), time.monotonic()
@@ -49,7 +50,7 @@ class Output:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError):
                 stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        self._reading = threading.Thread(target=self._read, args=(reader,), name="output", daemon=True)
+        self._reading = threading.Thread(target=self._read, args=(reader, echo), name="output", daemon=True)
         self._sending = threading.Thread(target=self._deliver, name="log", daemon=True)
         self._reading.start()
         self._sending.start()
@@ -72,9 +73,9 @@ class Output:
             self._more.notify_all()
         self._sending.join(max(0.0, until - time.monotonic()))
 
-    def _read(self, reader: int) -> None:
+    def _read(self, reader: int, echoed: bool) -> None:
         rest = b""
-        echo = os.dup(self._kept[1])
+        echo = os.dup(self._kept[1]) if echoed else os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         try:
             while data := os.read(reader, 64 << 10):
                 with contextlib.suppress(OSError):

@@ -19,28 +19,38 @@ class History:
 
     Attributes:
         asked: tasks. replies: that were accepted, errors among them. errors: of those, Flower's `Error`s.
+        left_out: of the replies, those that the update gate refused.
         dropped: devices that never answered. missed: tasks without a reply at the close, those included. declined: by
             code.
-        exchanges: closed ones, by reason.
+        exchanges: closed ones, by reason. closed: the same, one by one.
     """
 
     asked: int = 0
     replies: int = 0
     errors: int = 0
+    left_out: int = 0
     dropped: int = 0
     missed: int = 0
     declined: Counter[str] = field(default_factory=Counter)
     exchanges: Counter[str] = field(default_factory=Counter)
+    closed: list[Json] = field(default_factory=list)
     spans: list[Json] = field(default_factory=list)
     _agents: set[str] = field(default_factory=set)
 
     def note(self, exchange: Exchange, tasks: Iterable[Task]) -> None:
         """Take in an exchange that is closed, once."""
         self.exchanges[exchange.reason] += 1
+        self.closed.append(
+            {
+                "n": exchange.n, "label": exchange.label, "expected": exchange.expected,
+                "accepted": exchange.accepted, "reason": exchange.reason,
+            }
+        )  # fmt: skip
         for task in tasks:
             self.asked += 1
             if task.state is TaskState.ACCEPTED:
                 self.replies += 1
+                self.left_out += shown_state(task) == "left out"
             elif task.state is TaskState.DECLINED:
                 self.declined[task.code] += 1
             else:
@@ -51,6 +61,7 @@ class History:
         """Return the numbers, for programs."""
         return {
             "exchanges": dict(self.exchanges), "tasks": self.asked, "replies": self.replies, "errors": self.errors,
+            "left_out": self.left_out,
             "dropped_out": self.dropped, "missed": self.missed, "declined": dict(self.declined),
         }  # fmt: skip
 

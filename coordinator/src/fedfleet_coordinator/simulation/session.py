@@ -113,7 +113,8 @@ class Simulation:
             "agents": self._fleet.agents, "cohort": self._fleet.cohort, "virtual_s": self.hub.up_s,
             "calls": self.pool.made, "crashes": self.pool.broken, **self.hub.history.as_json(),
         }  # fmt: skip
-        return {**found, "simulation": told}
+        closed = {one["n"]: one for one in (*self.hub.history.closed, *found["closed"])}
+        return {**found, "closed": list(closed.values()), "simulation": told}
 
     def timeline(self) -> Json:
         """Return what some of the agents did when; complete once the run has ended."""
