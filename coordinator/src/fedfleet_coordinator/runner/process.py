@@ -118,14 +118,9 @@ def outcome_of(
         return Outcome("failed", "app_failed", str(error))
 
 
-def allow_many_files() -> None:
-    """Let this process have as many files open as it may: a large cohort's replies are one each."""
-
-
 def _settle() -> None:
     """Make this process fit to run an app: logs that somebody reads, no Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it stops it
-    allow_many_files()
     _log.addHandler(logging.StreamHandler(sys.stderr))
     _log.setLevel(logging.INFO)
     _log.propagate = False  # the root logger is the app's to configure
