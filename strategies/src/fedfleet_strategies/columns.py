@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 SEGMENT = 1 << 19
@@ -21,10 +22,16 @@ def over(d: int, work: Callable[[int, int], T], segment: int = SEGMENT) -> list[
     The threads end before this returns. numpy's loops let each other run.
     """
     parts = [(start, min(start + segment, d)) for start in range(0, d, segment)]
+
+    def quiet(part: tuple[int, int]) -> T:
+        # What overflows is found by who looks for it. A thread does not inherit this from its caller.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return work(*part)
+
     if len(parts) < 2 or _THREADS < 2:
-        return [work(start, stop) for start, stop in parts]
+        return [quiet(part) for part in parts]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="columns") as pool:
-        return list(pool.map(lambda part: work(*part), parts))
+        return list(pool.map(quiet, parts))
 
 
 def each(items: Sequence[U], work: Callable[[U], T], size: int) -> list[T]:

@@ -22,7 +22,7 @@ from fedfleet_strategies import columns
 from fedfleet_strategies.errors import NotFinite, Refused
 from fedfleet_strategies.layout import Vector
 from fedfleet_strategies.rules import Spool
-from fedfleet_strategies.updates import Aggregate, Source, Update
+from fedfleet_strategies.updates import Aggregate, Source, Update, pieces
 
 _BLOCK_VALUES = 1 << 17
 """Values of a block of columns: half a MiB of float32."""
@@ -64,12 +64,15 @@ class Rows:
 
     def fill(self, start: int, stop: int, rows: Sequence[int], out: Vector) -> None:
         """Write the columns from `start` to `stop` of some rows into `out` (len(rows), stop - start)."""
+        where: list[tuple[int, int, int]] | None = None
         for into, i in zip(out, rows, strict=True):
             row = self._rows[i]
-            if isinstance(row, Source):
-                row.fill(start, stop, into)
-            else:
+            if not isinstance(row, Source):
                 self._read(row, start, into)
+                continue
+            if where is None:
+                where = pieces(row.layout, start, stop)
+            row.fill_pieces(where, start, into)
 
     def close(self) -> None:
         """Let the updates go."""

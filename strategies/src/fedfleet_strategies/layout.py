@@ -55,6 +55,7 @@ class Layout:
         local: names of arrays that stay on each device; they are sent, and never come back.
         order: all names, as the model has them.
         dtype: of the vector of floats. d, k: lengths of both vectors.
+        starts: where each float array begins.
         half: whether an array has fewer than 32 bits, so that the server keeps a float32 master of the model.
     """
 
@@ -66,6 +67,7 @@ class Layout:
     d: int
     k: int
     half: bool
+    starts: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, arrays: ArrayRecord, local: Sequence[str] = ()) -> "Layout":
@@ -107,6 +109,7 @@ class Layout:
             floats[-1].stop if floats else 0,
             integers[-1].stop if integers else 0,
             2 in sizes,
+            tuple(slot.start for slot in floats),
         )
 
     def flat(self, arrays: ArrayRecord) -> tuple[Vector, NDArray[np.float64]]:

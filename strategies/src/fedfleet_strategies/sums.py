@@ -164,8 +164,7 @@ class Sum:
                         np.multiply(apart, weight, out=apart)
                         np.add(total, apart, out=total)
 
-        with np.errstate(over="ignore", invalid="ignore"):
-            columns.over(layout.d, work)
+        columns.over(layout.d, work)
 
     def _scale(self, start: int, stop: int) -> None:
         self._delta[start:stop] /= self._delta.dtype.type(self.weight)

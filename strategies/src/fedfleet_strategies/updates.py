@@ -1,5 +1,6 @@
 """What goes into a rule, and what comes out of it."""
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,20 +97,21 @@ class Source:
 
     def fill(self, start: int, stop: int, out: Vector) -> None:
         """Write the columns from `start` to `stop` of the difference into `out`."""
-        for i, low, high in pieces(self.layout, start, stop):
-            slot = self.layout.floats[i]
-            into = out[low - start : high - start]
-            here = slice(low - slot.start, high - slot.start)
-            with np.errstate(over="ignore", invalid="ignore"):
-                np.subtract(self.views.floats[i][here], self.sent.floats[i][here], out=into, dtype=into.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.fill_pieces(pieces(self.layout, start, stop), start, out)
+
+    def fill_pieces(self, where: list[tuple[int, int, int]], start: int, out: Vector) -> None:
+        """Write the columns that `pieces` found from `start` on into `out`."""
+        starts, floats, sent = self.layout.starts, self.views.floats, self.sent.floats
+        for i, low, high in where:
+            into, here = out[low - start : high - start], slice(low - starts[i], high - starts[i])
+            np.subtract(floats[i][here], sent[i][here], out=into, dtype=into.dtype)
 
 
 def pieces(layout: Layout, start: int, stop: int) -> list[tuple[int, int, int]]:
     """Return which arrays the columns from `start` to `stop` lie in: (array, from column, to column)."""
-    starts = [slot.start for slot in layout.floats]
-    first = max(int(np.searchsorted(starts, start, side="right")) - 1, 0)
     found = []
-    for i in range(first, len(starts)):
+    for i in range(max(bisect_right(layout.starts, start) - 1, 0), len(layout.starts)):
         slot = layout.floats[i]
         if slot.start >= stop:
             break
@@ -124,12 +126,11 @@ def finite(vector: NDArray[Any]) -> bool:
     flat = vector.reshape(-1)
 
     def work(start: int, stop: int) -> bool:
-        with np.errstate(all="ignore"):
-            for low in range(start, stop, 1 << 15):
-                block = flat[low : min(low + (1 << 15), stop)]
-                # A finite sum has finite terms, and costs a third of asking each; one that overflows says nothing.
-                if not np.isfinite(block.sum()) and not np.isfinite(block).all():
-                    return False
+        for low in range(start, stop, 1 << 15):
+            block = flat[low : min(low + (1 << 15), stop)]
+            # A finite sum has finite terms, and costs a third of asking each; one that overflows says nothing.
+            if not np.isfinite(block.sum()) and not np.isfinite(block).all():
+                return False
         return True
 
     return all(columns.over(flat.size, work))

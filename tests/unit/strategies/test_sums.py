@@ -12,7 +12,7 @@ from fedfleet_strategies import columns
 from fedfleet_strategies.errors import Refused
 from fedfleet_strategies.layout import Layout
 from fedfleet_strategies.sums import Sum
-from fedfleet_strategies.updates import Source, Update
+from fedfleet_strategies.updates import Source, Update, finite
 
 F32 = np.dtype(np.float32)
 
@@ -78,6 +78,14 @@ def test_reading_replies_where_they_lie_gives_the_bits_of_adding_their_deltas() 
         fast.add(Update(weight, weight, source=Source(layout, views, was)))
         clear.add(Update(weight, weight, delta=Source(layout, views, was).delta(), ints=np.zeros(0)))
     np.testing.assert_array_equal(fast.aggregate().delta, clear.aggregate().delta)
+
+
+def test_what_overflows_in_a_thread_is_silent_and_found() -> None:
+    huge = np.full(2 * columns.SEGMENT, 3e38, np.float32)
+    total = Sum(huge.size, 0, F32)
+    for _ in range(2):
+        total.add(Update(1, 1.0, delta=huge, ints=np.zeros(0)))
+    assert not finite(total.aggregate().delta)
 
 
 def test_one_thread_and_many_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
