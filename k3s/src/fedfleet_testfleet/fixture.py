@@ -1,0 +1,1 @@
+"""pytest: the fixture `fedfleet_fleet`."""
