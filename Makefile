@@ -1,6 +1,6 @@
 # Each target is one line of real work; CI calls the same.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench soak docs
+.PHONY: help setup demo test check bench soak docs images
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,3 +26,6 @@ soak: setup  ## a hundred thousand schedules of faults, and the slow tests; hour
 
 docs: setup  ## renew the parts of docs/ that are made from the code
 	@.venv/bin/python scripts/generate-docs
+
+images: setup  ## container images of coordinator, agent and trainer; scripts/images says what can be set
+	@scripts/images

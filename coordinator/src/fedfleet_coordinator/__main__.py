@@ -25,18 +25,20 @@ def init(
     broker_port: Annotated[int, typer.Option(help="Port of the MQTT broker, for agents.")] = 8883,
     service_port: Annotated[int, typer.Option(help="Port of the broker for the coordinator itself.")] = 18883,
     user: Annotated[str, typer.Option(help="Name of the first user.")] = "admin",
+    kubernetes: Annotated[bool, typer.Option(help="It runs in a cluster, where runners are Jobs.")] = False,
 ) -> None:
     """Make keys, configuration, broker files and a first user.
 
     Example: fedfleet-coordinator init --state /var/lib/fedfleet --host hub.example.org
     """
     from fedfleet_coordinator import hub
-    from fedfleet_coordinator.settings import Api, Broker, Settings
+    from fedfleet_coordinator.settings import Api, Broker, Kubernetes, Settings
 
     hosts = host or ["127.0.0.1", "localhost"]
     settings = Settings(
         api=Api(port=port, url=f"https://{hosts[0]}:{port}"),
         broker=Broker(address=f"{hosts[0]}:{broker_port}", port=broker_port, service_port=service_port),
+        kubernetes=Kubernetes(enabled=kubernetes),
         hosts=tuple(dict.fromkeys([*hosts, "127.0.0.1", "localhost"])),
     )
     context = hub.init(state.expanduser(), settings, user=user)

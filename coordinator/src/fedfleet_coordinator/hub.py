@@ -32,6 +32,7 @@ from fedfleet_coordinator.errors import Misconfigured, StoreUnavailable
 from fedfleet_coordinator.exchanges import Exchanges, Limits
 from fedfleet_coordinator.launcher import Launcher
 from fedfleet_coordinator.link import Link
+from fedfleet_coordinator.managed import Reviewer
 from fedfleet_coordinator.outbox import Outbox
 from fedfleet_coordinator.pki import CAS, Pki, client_context, write_private
 from fedfleet_coordinator.rows import Agent, Blob, UpTime
@@ -143,7 +144,8 @@ class Hub:
         services = Services(
             engine=engine, exchanges=exchanges, blobs=blobs, uploads=uploads, capabilities=capabilities,
             pki=self._pki, addresses=Addresses(settings.broker.address, settings.api.url), on_submit=launcher.wake,
-            on_revoke=self._revoked, ready=lambda: "" if link.ready.is_set() else "the MQTT broker cannot be reached",
+            reviewer=self._reviewer(), on_revoke=self._revoked,
+            ready=lambda: "" if link.ready.is_set() else "the MQTT broker cannot be reached",
         )  # fmt: skip
         api = ApiServer(
             build_app(services), host=settings.api.host, port=settings.api.port, tls=self._api_tls(),
@@ -293,6 +295,20 @@ class Hub:
             if not told and rows:
                 _log.warning("no broker runs on %s to be told who is revoked", files.folder)
             return told
+
+    def _reviewer(self) -> Reviewer | None:
+        """Give the operator its certificate, and return who knows runners' tokens; None outside of clusters."""
+        if not self._settings.kubernetes.enabled:
+            return None
+        from fedfleet_coordinator.operator.tokens import token_reviews
+
+        folder = self._state / "operator"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        chain, key = self._pki.issue_service("operator", ["operator"], now_wall=time.time())
+        write_private(folder / "operator.key", key)
+        write_private(folder / "ca.pem", self._pki.ca_pem("services").encode())
+        write_private(folder / "operator.pem", chain)
+        return token_reviews()
 
     def _api_tls(self) -> ssl.SSLContext:
         folder, now = self._state / "pki", time.time()

@@ -59,6 +59,12 @@ class Runner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     writable: tuple[str, ...] = ()
 
 
+class Kubernetes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Kubernetes: whether this coordinator runs in a cluster, where an operator makes its runners' Jobs."""
+
+    enabled: bool = False
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of `hub.toml`."""
 
@@ -68,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     blobs: Blobs = Blobs()
     exchange: Exchange = Exchange()
     runner: Runner = Runner()
+    kubernetes: Kubernetes = Kubernetes()
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost")
 
 

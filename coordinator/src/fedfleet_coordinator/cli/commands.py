@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedfleet_coordinator.cli import demo, fleet_commands, local_commands, run_commands, simulate
+from fedfleet_coordinator.cli import cluster_commands, demo, fleet_commands, local_commands, run_commands, simulate
 from fedfleet_coordinator.cli.output import say
 
 _HELP = """Federated learning on fleets of edge devices.
@@ -52,4 +52,6 @@ app.command()(fleet_commands.agents)
 app.command()(fleet_commands.explain)
 app.add_typer(fleet_commands.token, name="token")
 app.command()(fleet_commands.revoke)
+app.add_typer(cluster_commands.site, name="site")
+app.command()(cluster_commands.bundle)
 app.command()(fleet_commands.doctor)

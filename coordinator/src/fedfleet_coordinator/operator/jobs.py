@@ -99,7 +99,7 @@ def _container(run: FederatedRun, attempt: int, image: RunnerImage, resources: J
         "name": CONTAINER,
         "image": image.image,
         "imagePullPolicy": image.pull_policy,
-        "command": ["python", "-m", "fedfleet_coordinator.runner", "--home", f"{_WORK}/runner", *claim],
+        "command": ["python", "-m", "fedfleet_coordinator.runner.pod", "--home", f"{_WORK}/runner", *claim],
         "env": [
             {"name": "FEDFLEET_CA", "value": image.ca_pem},
             {"name": "HOME", "value": _WORK}, {"name": "TMPDIR", "value": _WORK},
