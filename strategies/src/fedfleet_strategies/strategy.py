@@ -19,13 +19,15 @@ from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 from numpy.typing import NDArray
 
-from fedfleet_strategies import chance, cohorts, columns, receiving
+from fedfleet_strategies import chance, cohorts, columns, ending, orders, receiving
 from fedfleet_strategies.cohorts import Cohort
-from fedfleet_strategies.errors import Incompatible, Refused
+from fedfleet_strategies.errors import Ended, Incompatible, Refused
 from fedfleet_strategies.layout import Layout, Vector
+from fedfleet_strategies.privacy.privacy import Planned, Privacy
 from fedfleet_strategies.rules import Rule, Spool
 from fedfleet_strategies.sums import Mean
 from fedfleet_strategies.table import ClientTable
+from fedfleet_strategies.transforms import Transform, transform, uplink
 from fedfleet_strategies.updates import Aggregate, Update, finite
 
 _log = logging.getLogger("flwr")
@@ -48,6 +50,8 @@ class Strategy(flower.Strategy):
             sees replies without their arrays.
         rule: how updates become one; None for the weighted mean.
         cohort: whom a round asks; None for a random choice.
+        privacy: what protects the devices from those who see the models; None for nothing.
+        uplink: how devices encode their updates, a transform or its name; None for the model as it is.
         max_weight: a weight counts at most so much.
         local: patterns of the names of arrays that stay on the devices.
         seed: cohorts are drawn from it.
@@ -83,6 +87,8 @@ class Strategy(flower.Strategy):
         *,
         rule: Rule | None = None,
         cohort: Cohort | None = None,
+        privacy: Privacy | None = None,
+        uplink: Transform | str | None = None,
         max_weight: float | None = None,
         local: Sequence[str] = (),
         seed: int = 0,
@@ -96,6 +102,8 @@ class Strategy(flower.Strategy):
         self.train_metrics_aggr_fn, self.evaluate_metrics_aggr_fn = train_metrics_aggr_fn, evaluate_metrics_aggr_fn
         self.rule: Rule = Mean() if rule is None else rule
         self.cohort: Cohort = cohorts.Random() if cohort is None else cohort
+        self.privacy = privacy
+        self.uplink = transform.named(uplink) if isinstance(uplink, str) else uplink
         self.max_weight = max_weight
         self.local = (local,) if isinstance(local, str) else tuple(local)
         self.seed = seed
@@ -105,8 +113,12 @@ class Strategy(flower.Strategy):
         self._reasons: dict[int, dict[int, str]] = {}
         self._round: receiving.Sent | None = None
         self._population = 0
+        self._planned: Planned | None = None
+        self._told = flower.Result()
         if conflicts := self.conflicts():
             raise Incompatible(f"{type(self).__name__} cannot work like this: {'; '.join(conflicts)}")
+        if self.privacy is not None:
+            self.privacy.begin(self.s)
 
     # --- what a method fills in ---------------------------------------------------------------------------------------
 
@@ -156,7 +168,9 @@ class Strategy(flower.Strategy):
             )
         if not self.rule.linear and self.weights == "own":
             found.append(f"rule {type(self.rule).__name__} looks at no weights, and the method is in its weights")
-        return found
+        if self.privacy is not None:
+            found += self.privacy.conflicts(self)
+        return found + uplink.conflicts(self)
 
     # --- Flower's interface -------------------------------------------------------------------------------------------
 
@@ -170,18 +184,27 @@ class Strategy(flower.Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return a message for each device of the round's cohort."""
+        """Return a message for each device of the round's cohort.
+
+        Raises:
+            Ended: the budget of privacy does not allow the round.
+        """
         self._round = None
         if not self.fraction_train:
             return []
         layout = Layout.of(arrays, self.local)
         if not self._ready:
-            self.s = self.init(self._model(layout, arrays)[0])
+            self.s |= self.init(self._model(layout, arrays)[0])
             self._ready = True
         ids = self._candidates(grid, self.min_train_nodes)
         self._population = ids.size
         n = max(int(ids.size * self.fraction_train), self.min_train_nodes)
         draw = self.rng(server_round, "cohort")
+        self._planned = Planned(server_round, n, int(ids.size), self.cohort.sampling)
+        if self.privacy is not None:
+            if (why := self.privacy.refuse_round(self.s, self._planned)) is not None:
+                raise Ended(why, arrays)
+            draw = self.privacy.rng(self.s, self._planned) or draw
         chosen = np.sort(self.cohort.choose(ids, n, self.table, server_round, draw)).tolist()
         self._round = receiving.Sent(server_round, arrays, layout, layout.views(arrays), tuple(chosen))
         # A copy: messages in flight share the record, and the caller's is theirs.
@@ -198,32 +221,44 @@ class Strategy(flower.Strategy):
             AppFault: in the first round, if the app did the same wrong thing on every device.
         """
         sent, self._round = self._round, None
-        if sent is None or not sent.asked:
+        if sent is None or not (sent.asked or self._central):
             return None, None
-        x, ints = self._model(sent.layout, sent.arrays)
-        spool = Spool(rng=self.rng(server_round, "rule"), reference=self.reference(sent.arrays, x, server_round))
-        tally = receiving.fold(self, sent, replies, spool)
+        plain = self._plain and not sent.layout.half
+        reference = None
+        if type(self).reference is not Strategy.reference:
+            reference = self.reference(sent.arrays, self._model(sent.layout, sent.arrays)[0], server_round)
+
+        def spool() -> Spool:
+            return Spool(rng=self.rng(server_round, "rule"), reference=reference)
+
+        tally = receiving.received(self, sent, replies, spool, moved=plain)
         arrays = None
         try:
-            aggregate = tally.aggregate(self.rule)
-            tally.left_out |= aggregate.left_out
-            arrays = self._stepped(sent, x, ints, aggregate, server_round)
+            arrays = self._next(sent, self._protected(sent, tally), server_round, moved=plain)
         except Refused as refused:
             tally.left_out[0] = f"round {server_round} has no result: {refused}"
         self._note(server_round, sent, tally, folded=arrays is not None)
         if arrays is None:
             _log.warning("%s", tally.left_out[0])
             return None, None
-        metrics = tally.metrics(self.train_metrics_aggr_fn, self.weighted_by_key)
+        metrics = MetricRecord()
+        if not self._central:
+            metrics = tally.metrics(self.train_metrics_aggr_fn, self.weighted_by_key)
+        if self.privacy is not None:
+            metrics.update(self.privacy.metrics(self.s))
         if tally.left_out:
             metrics["fedfleet.left-out"] = len(tally.left_out)
+        self._told.train_metrics_clientapp[server_round] = metrics
         return arrays, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return a message for each device that evaluates the model this round; they are drawn at random."""
-        if not self.fraction_evaluate:
+        """Return a message for each device that evaluates the model this round; they are drawn at random.
+
+        None under central privacy: nothing of what they report could be told.
+        """
+        if not self.fraction_evaluate or self._central:
             return []
         ids = self._candidates(grid, self.min_evaluate_nodes)
         n = max(int(ids.size * self.fraction_evaluate), self.min_evaluate_nodes)
@@ -233,12 +268,15 @@ class Strategy(flower.Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the metrics of all devices that evaluated; None if there are none."""
-        return receiving.evaluated(replies, self.evaluate_metrics_aggr_fn, self.weighted_by_key, server_round)
+        found = receiving.evaluated(replies, self.evaluate_metrics_aggr_fn, self.weighted_by_key, server_round)
+        if found is not None:
+            self._told.evaluate_metrics_clientapp[server_round] = found
+        return found
 
     def start(self, *args: Any, **options: Any) -> Any:
-        """Train, as Flower's `start` does; on a fedfleet runner each round is durable."""
-        self._round = None
-        return super().start(*args, **options)
+        """Train, as Flower's `start` does, or until `Ended`; on a fedfleet runner each round is durable."""
+        self._round, self._told = None, flower.Result()
+        return ending.started(self._told, super().start, *args, **options)
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -301,12 +339,37 @@ class Strategy(flower.Strategy):
                 return master.copy(), ints
         return x, ints
 
-    def _stepped(
-        self, sent: receiving.Sent, x: Vector, ints: NDArray[np.float64], aggregate: Aggregate, server_round: int
-    ) -> ArrayRecord:
+    @property
+    def _plain(self) -> bool:
+        """Whether a round is FedAvg's mean and step and no more, which have a quicker way to the same bits."""
+        usual = type(self).step is Strategy.step and type(self.rule).close is Mean.close
+        return usual and self.privacy is None
+
+    @property
+    def _central(self) -> bool:
+        return self.privacy is not None and self.privacy.central
+
+    def _protected(self, sent: receiving.Sent, tally: receiving.Tally) -> Aggregate:
+        """Return what the model may be changed by; raise `Refused` if that is nothing."""
+        aggregate = tally.aggregate
+        if aggregate is None and self._central and not tally.nodes:
+            # Noise alone: who looks at the models must not learn that nobody was there.
+            aggregate = Aggregate(np.zeros(sent.layout.d, sent.layout.dtype), np.zeros(sent.layout.k), 0.0, 0)
+        if aggregate is None:
+            raise Refused(tally.refused)
+        if self.privacy is None or self._planned is None:
+            return aggregate
+        return self.privacy.noise(aggregate, self.s, self._planned)
+
+    def _next(self, sent: receiving.Sent, aggregate: Aggregate, server_round: int, *, moved: bool) -> ArrayRecord:
+        if moved:
+            return sent.layout.record(aggregate.delta, sent.views.ints + aggregate.ints, sent.arrays)
+        x, ints = self._model(sent.layout, sent.arrays)
         stepped = np.asarray(self.step(x, aggregate, server_round), sent.layout.dtype)
         if not finite(stepped):
             raise Refused("the next model would hold NaN or infinity")
+        if any(isinstance(held, np.ndarray) and np.may_share_memory(held, stepped) for held in self.s.values()):
+            stepped = stepped.copy()
         if sent.layout.half:
             self.s["_master"] = stepped
         return sent.layout.record(stepped, ints + aggregate.ints, sent.arrays)
@@ -318,17 +381,6 @@ class Strategy(flower.Strategy):
             time.sleep(1)
         return np.sort(np.array(ids, np.uint64))
 
-    def _parts(self) -> tuple[str, ...]:
-        return ("local", *self.halves) if self.local else self.halves
-
-    def _orders(self, server_round: int, *, accepted: int) -> ConfigRecord:
-        return ConfigRecord(
-            {
-                "parts": list(self._parts()), "round": server_round, "accepted": accepted,
-                "arrays": self.arrayrecord_key, "local": list(self.local), "settings": json.dumps(self.settings()),
-            }
-        )  # fmt: skip
-
     def _messages(
         self, arrays: ArrayRecord, config: ConfigRecord, nodes: list[int], server_round: int, kind: str
     ) -> Iterable[Message]:
@@ -339,8 +391,8 @@ class Strategy(flower.Strategy):
         folded = self.table.look("folded", np.array(nodes, np.uint64)).tolist()
         for node, last in zip(nodes, folded, strict=True):
             content = RecordDict(records)
-            if self._parts():
-                content[FEDFLEET] = self._orders(server_round, accepted=last)
+            if orders.parts(self):
+                content[FEDFLEET] = orders.record(self, server_round, accepted=last)
             yield Message(content, node, kind)
 
     def _note(self, server_round: int, sent: receiving.Sent, tally: receiving.Tally, *, folded: bool) -> None:

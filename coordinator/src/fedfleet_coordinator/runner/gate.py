@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedfleet_coordinator.errors import Misconfigured
@@ -175,14 +175,16 @@ def sent(records: RecordDict, message_type: str, settings: Settings, weighted_by
     except _Refused:  # the app sends what only its own devices can read
         arrays = None
     averages = arrays is not None and any(dtype.kind == "f" for _, dtype in arrays.values())
-    stock = weighted_by is not None and (len(found) == 1 or category != "train")
+    # With a client half, replies may hold less than a model, or its code; the strategy that asked for it checks them.
+    half = isinstance(records.get("fedfleet"), ConfigRecord)
+    stock = weighted_by is not None and (len(found) == 1 or category != "train") and not half
     always = settings.strict == "always"
     return Sent(
         train=category == "train",
         evaluate=category == "evaluate",
         strict=always or (settings.strict == "auto" and stock),
         weighted_by=settings.weighted_by or weighted_by or DEFAULT_WEIGHT,
-        arrays=arrays if averages or always else None,
+        arrays=arrays if (averages and not half) or always else None,
         record=found[0] if settings.norm_bound and len(found) == 1 else None,
     )
 

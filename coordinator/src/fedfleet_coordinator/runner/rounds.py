@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedfleet_coordinator.runner.checkpoints import Checkpoints, Course
 from fedfleet_flower.arrays import split
+from fedfleet_strategies.errors import Ended
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -85,7 +86,11 @@ class _Loop:
         try:
             for server_round in range(course.server_round + 1, self._num_rounds + 1):
                 sender.round_label = f"round {server_round}"
-                self._round(course, server_round)
+                try:
+                    self._round(course, server_round)
+                except Ended as ended:
+                    log(INFO, "The run ends before round %s: %s", server_round, ended)
+                    break
                 self._commit(course, server_round)
         finally:
             sender.weighted_by, sender.round_label = None, ""
@@ -94,6 +99,9 @@ class _Loop:
 
     def _begin(self, course: Course) -> None:
         self._tell(0, "server", self._evaluate(course, 0) or MetricRecord())
+        if getattr(self._strategy, "privacy", None) is not None:
+            # Its key must be the same after a kill: a second draw of noise for the same round could be averaged out.
+            self._commit(course, 0)
 
     def _round(self, course: Course, server_round: int) -> None:
         strategy, grid, result = self._strategy, self._grid, course.result

@@ -50,6 +50,8 @@ class CentralPrivacy:
         delta: at which epsilon is told, above 0 and below 1; well below one over the number of devices.
         accounting: how the cohort is drawn, for the accountant: "poisson", "fixed", or "all" for no amplification;
             None for what the strategy's cohort says of itself.
+        key: 32 bytes that noise and cohorts are drawn from, to repeat an experiment; who knows them can take the noise
+            away. None for new ones, which only the run's checkpoints hold.
     """
 
     central = True
@@ -62,6 +64,7 @@ class CentralPrivacy:
         epsilon: float | None = None,
         delta: float = 1e-5,
         accounting: Literal["poisson", "fixed", "all"] | None = None,
+        key: bytes | None = None,
     ) -> None:
         wrong = [
             f"{name} is {value}, it must be {must}"
@@ -70,6 +73,7 @@ class CentralPrivacy:
                 ("clipping_norm", clipping_norm, 0 < clipping_norm < math.inf, "finite and above 0"),
                 ("epsilon", epsilon, epsilon is None or epsilon > 0, "above 0"),
                 ("delta", delta, 0 < delta < 1, "above 0 and below 1"),
+                ("key", "of another length", key is None or len(key) == noise.KEY_BYTES, "of 32 bytes"),
             )
             if not good
         ]
@@ -77,10 +81,12 @@ class CentralPrivacy:
             raise Incompatible("; ".join(wrong))
         self.noise_multiplier, self.clipping_norm = noise_multiplier, clipping_norm
         self.epsilon, self.delta, self.accounting = epsilon, delta, accounting
+        self._key = key
 
     def begin(self, state: State) -> None:
         """Draw the key of the run's noise."""
-        state |= {_KEY: noise.new_key(), _LEDGER: [], _CLIP: float(self.clipping_norm)}
+        key = noise.new_key() if self._key is None else np.frombuffer(self._key, np.uint8).copy()
+        state |= {_KEY: key, _LEDGER: [], _CLIP: float(self.clipping_norm)}
 
     def refuse_round(self, state: State, planned: Planned) -> str | None:
         """Return why the round would cost too much, or None."""
