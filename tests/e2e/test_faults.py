@@ -18,8 +18,6 @@ AGENTS = 3
 OPTIONS = ("-c", "num-server-rounds=6", "-c", "min-nodes=3", "--seed", "7")
 KILLS = int(os.environ.get("FEDFLEET_KILLS", "4"))
 """Runs in which every part is killed once; `make soak` plays ten."""
-BROKER_AWAY_S = float(os.environ.get("FEDFLEET_BROKER_AWAY_S", "15"))
-"""For so long is the broker gone; in `make soak` for a minute."""
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +93,14 @@ def test_one_part_killed_in_each_round_changes_nothing(fleet: LocalFleet, undist
     assert ended.model == undisturbed
 
 
-def test_broker_that_is_gone_for_a_while_costs_time_and_nothing_else(fleet: LocalFleet, undisturbed: str) -> None:
+@pytest.mark.parametrize("away_s", [15.0, pytest.param(60.0, marks=pytest.mark.slow)])
+def test_broker_that_is_gone_for_a_while_costs_time_and_nothing_else(
+    fleet: LocalFleet, undisturbed: str, away_s: float
+) -> None:
     run = fleets.submit(fleet, DIGITS, *OPTIONS)
     run.wait_for_round(2)
     fleet.broker.hold()
-    time.sleep(BROKER_AWAY_S)
+    time.sleep(away_s)
     fleet.broker.release()
     ended = run.wait()
     assert ended.snapshot["state"] == "finished", ended
