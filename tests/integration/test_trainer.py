@@ -681,3 +681,24 @@ def test_a_fork_bomb_ends_and_leaves_nothing(tmp_path: Path) -> None:
     finally:
         bench.supervisor.close()
     assert not psutil.Process().children(recursive=True)
+
+
+def test_a_link_in_place_of_the_apps_folder_does_not_make_the_agent_send_its_own_files(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    body = f"""
+    made = os.path.dirname(os.getcwd())
+    os.rename(made, made + "-before")
+    os.symlink({str(tmp_path / "home")!r}, made)
+    return answer(message)
+"""
+    free = handover.Sandbox(confine=False, minimum="none")
+    bench = Bench(tmp_path, sandbox=lambda: free)
+    try:
+        ended, _ = bench.do(bench.work(bundle(tmp_path, TRAIN + body)))
+        assert isinstance(ended, Failed)
+        assert ended.code == "app" and "no folder" in ended.text
+        # The trainer wrote where it could have without the link; the agent took nothing from there.
+        assert [path.name for path in (tmp_path / "home").iterdir()] == ["reply-1"]
+        assert os.listdir(tmp_path / "trainers" / "done") == []
+    finally:
+        bench.supervisor.close()

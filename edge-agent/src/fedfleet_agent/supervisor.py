@@ -19,8 +19,8 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -380,9 +380,10 @@ class Supervisor:
 
     @staticmethod
     def _tidy(place: _Place) -> None:
-        for file in (*place.trainer.folder.iterdir(), *(place.trainer.folder / handover.MADE).iterdir()):
-            if file.name.startswith(("message-", "state-", "reply-")):
-                _discard(file)
+        with _made(place.trainer) as made:
+            for file in (*place.trainer.folder.iterdir(), *made.iterdir()):
+                if file.name.startswith(("message-", "state-", "reply-")):
+                    _discard(file)
 
     def _fail(self, place: _Place, code: str, text: str, status: int | None = None) -> None:
         """Tell of the failure, and end the trainer: what an app did to it, the next order shall not meet."""
@@ -412,10 +413,11 @@ class Supervisor:
         """
         self._count += 1
         target = self._folder / "done" / f"{kind}-{self._count}"
-        source = place.trainer.folder / handover.MADE / handover.check_file_name(file.name)
+        name = handover.check_file_name(file.name)
         blocks = checked(file.digest, file.size, file.blocks)
         try:
-            _move(source, target)
+            with _made(place.trainer) as made:
+                _move(made / name, target)
         except FileNotFoundError as error:
             raise Malformed(f"the trainer names a file {file.name!r} that is not there") from error
         found = os.lstat(target)
@@ -423,6 +425,24 @@ class Supervisor:
             _discard(target)
             raise Malformed(f"{file.name!r} is not a plain file of {file.size} bytes")
         return Handed(target, blocks)
+
+
+@contextmanager
+def _made(trainer: Trainer) -> Iterator[Path]:
+    """Give a way to the folder in which the trainer writes, which stays that folder whatever is put in its place.
+
+    Raises:
+        Malformed: something else lies there; a link would lead the agent to files of its own.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(trainer.folder / handover.MADE, flags)
+    except OSError as error:
+        raise Malformed("the folder for what the trainer makes is gone, or no folder") from error
+    try:
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
 
 
 def _empty(folder: Path, *, keep: str = "") -> None:
