@@ -1,6 +1,7 @@
 """A cluster and a store in memory, in which actions can be done: twins of what `controller` acts on."""
 
 import dataclasses
+from typing import Any
 
 from fedfleet_coordinator.operator.actions import (
     Action,
@@ -20,6 +21,9 @@ from fedfleet_coordinator.operator.actions import (
 )  # fmt: skip
 from fedfleet_coordinator.operator.reconcile import reconcile
 from fedfleet_coordinator.operator.seen import FederatedRun, Job, Observed, Stored
+from fedfleet_coordinator.operator.store import RefusedByStore, Silent
+from fedfleet_protocol.blocks import blocks_of
+from fedfleet_protocol.ids import RunId
 
 
 class World:
@@ -127,3 +131,64 @@ class World:
     def _end(self, stored: Stored, state: str, reason: str, text: str, now_wall: float) -> None:
         ended = dataclasses.replace(stored, reason=reason, text=text, ended_wall=now_wall)
         self.stored = dataclasses.replace(ended, state=state)  # type: ignore[arg-type]
+
+
+class MemoryRuns:
+    """A coordinator in memory, as `store.Store` has it.
+
+    Attributes:
+        runs: what it has, by id. wanted: what it was asked to make. silent: it does not answer.
+    """
+
+    def __init__(self) -> None:
+        self.runs: dict[RunId, Stored] = {}
+        self.wanted: dict[RunId, dict[str, Any]] = {}
+        self.bundles: dict[str, bytes] = {}
+        self.silent = False
+
+    def look(self) -> dict[RunId, Stored]:
+        """See `store.Store`."""
+        self._heard()
+        return dict(self.runs)
+
+    def create(self, run: RunId, wanted: dict[str, Any]) -> None:
+        """See `store.Store`."""
+        self._heard()
+        if run in self.runs:
+            return
+        failure = wanted.get("failure", "")
+        self.wanted[run] = wanted
+        self.runs[run] = Stored(
+            "failed" if failure else "pending", owner=wanted["owner"], reason="bundle" if failure else "",
+            text=failure, priority=wanted["priority"],
+        )  # fmt: skip
+
+    def upload(self, digest: str, data: bytes) -> None:
+        """See `store.Store`."""
+        self._heard()
+        if blocks_of([data]).digest != digest:
+            raise RefusedByStore("the bundle's digest is another one")
+        self.bundles[digest] = data
+
+    def tell(self, run: RunId, what: str, body: dict[str, Any]) -> None:
+        """See `store.Store`."""
+        self._heard()
+        world = World(FederatedRun("", "", ""), stored=self.runs.get(run))
+        action: Action
+        if what == "exits":
+            action = NoteExit(run, body["attempt"], body["exit_code"], disrupted=body["disrupted"])
+        elif what == "end":
+            action = EndRun(run, body["reason"], body["text"], purge=body["purge"])
+        elif "suspended" in body:
+            action = SetSuspended(run, body["suspended"])
+        else:
+            action = SetPriority(run, body["priority"])
+        world.do(action)
+        if world.stored is None:
+            self.runs.pop(run, None)
+        else:
+            self.runs[run] = world.stored
+
+    def _heard(self) -> None:
+        if self.silent:
+            raise Silent("the coordinator does not answer")
