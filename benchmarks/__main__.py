@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import fleet, memory, simulate, thousand
+from benchmarks import fleet, memory, simulate, strategies, thousand
 from benchmarks.processes import MIB
 
 
@@ -116,6 +116,28 @@ def _runner_memory(flower: bool) -> list[Row]:
     return [_limit(f"runner's peak, FedAvg of {n} updates of 40 MB", memory.runner_bytes(n)[0], 250) for n in (20, 200)]
 
 
+def _aggregation(flower: bool) -> list[Row]:
+    return [
+        Row(
+            one.what,
+            _spread(one.ours),
+            f"{one.must_s:g} s",
+            statistics.median(one.ours) <= one.must_s,
+            _spread(one.theirs) if one.theirs else "",
+            f"{statistics.median(one.theirs) / statistics.median(one.ours):.1f} x" if one.theirs else "",
+        )
+        for one in strategies.timed(flower=flower)
+    ]
+
+
+def _aggregation_memory(flower: bool) -> list[Row]:
+    return [
+        _limit(f"peak of {name}, {count} updates of 40 MB", strategies.peak(count, name), most // 1_000_000)
+        for name, (_, most) in strategies.FAMILIES.items()
+        for count in (20, 200)
+    ]
+
+
 def _limit(what: str, found: int, most_mb: int) -> Row:
     return Row(what, f"{found / 1e6:.0f} MB", f"{most_mb} MB", found <= most_mb * 1e6)
 
@@ -139,6 +161,8 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "runner-memory": _runner_memory,
     "thousand": _thousand,
     "simulate": _simulate,
+    "aggregation": _aggregation,
+    "aggregation-memory": _aggregation_memory,
     "idle": _idle,
 }
 
