@@ -214,11 +214,10 @@ def test_a_process_that_dies_while_loading_is_told(make: Make) -> None:
         simulated(make(head="import os\nos._exit(7)\n" + CLIENT), Fleet(agents=2))
 
 
-@pytest.mark.slow
 def test_an_app_that_waits_for_more_agents_than_there_will_be_is_told(make: Make) -> None:
     ended = simulated(make(), Fleet(agents=100, cohort=5), config={"least": 50})
     assert (ended.row.state, ended.row.reason) == ("failed", "too_few_agents")
-    assert "--cohort" in ended.row.text
+    assert "waits for 50 agents and is given 5" in ended.row.text
 
 
 LATE = """
@@ -244,6 +243,24 @@ def main(grid, context):
 """
 
 
+PULL = """
+import numpy as np
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    nodes = list(grid.get_node_ids())
+    content = RecordDict({"arrays": ArrayRecord([np.zeros(50)])})
+    waiting = set(grid.push_messages([Message(content, node, "train", ttl=100.0) for node in nodes]))
+    while waiting:
+        for reply in grid.pull_messages(waiting):
+            waiting.discard(reply.metadata.reply_to_message_id)
+            print("PULLED", nodes.index(reply.metadata.src_node_id), reply.has_error())
+"""
+
+
 def test_pulled_replies_come_in_the_order_of_virtual_time(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
     fleet = Fleet(agents=2, conditions=Conditions(seed=0, compute=duration("100s"), stragglers=(0.5, 3.0)))
     assert [fleet.conditions.pace(i).compute_s for i in range(2)] in ([100.0, 300.0], [300.0, 100.0])
@@ -254,6 +271,21 @@ def test_pulled_replies_come_in_the_order_of_virtual_time(make: Make, capfd: pyt
     order = line.removeprefix("ORDER ").strip("[]").split(", ")
     assert order[:2] == [quick, quick]
     assert order[:8].count(quick) == 6, order
+
+
+def test_late_replies_are_pulled_and_those_that_never_come_are_given_up(
+    make: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One device is late, one drops out: its error comes a deadline after the exchange's own."""
+    conditions = Conditions(seed=1, compute=duration("10s"), stragglers=(0.3, 20.0), drop_out=0.3)
+    found = [(conditions.pace(i).compute_s, conditions.drops_out(i, 1)) for i in range(3)]
+    assert sorted(found) == [(10.0, False), (10.0, True), (200.0, False)], found
+    ended = simulated(make(server=PULL, name="late"), Fleet(3, conditions=conditions), deadline_s=100.0, late="keep")
+    assert ended.row.state == "finished", ended.row.text
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("PULLED")]
+    order = [(10.0, False), (200.0, False), (10.0, True)]
+    assert lines == [f"PULLED {found.index(device)} {device[1]}" for device in order]
+    assert ended.told["virtual_s"] == 200.0
 
 
 def test_what_nobody_needs_any_more_is_gone(make: Make) -> None:

@@ -225,7 +225,7 @@ class SimulatedHub(InProcessHub):
             return False
         if exchange.state is ExchangeState.OPEN:
             return exchange.settled <= seen
-        return exchange.late == "keep" and bool(self._events)
+        return exchange.late == "keep" and bool(self._events or self._dues)
 
     def _advance(self) -> int:
         """Let the next thing happen; return the exchange of which a task was settled by it, 0 if none was."""
@@ -234,22 +234,31 @@ class SimulatedHub(InProcessHub):
         if self._events and self._events[0][0] <= at:
             self.up_s, _, job = heapq.heappop(self._events)
             n = job.notice.n if self._happen(job) else 0
+            ticked = False
         else:
             self.up_s = max(self.up_s, at)
             self._do(self.exchanges.tick)
+            ticked = True
         if n:
-            self._note_due(n)
+            self._note_due(n, ticked=ticked)
         self._watch()
         return n
 
-    def _note_due(self, n: int) -> None:
-        """Note when time alone will close an exchange, unless it is closed."""
+    def _note_due(self, n: int, *, ticked: bool = False) -> None:
+        """Note when time alone will change an exchange: close it, or give up the late replies that it still takes."""
         exchange = self._exchange(n)
-        if exchange is None or exchange.state is ExchangeState.CLOSED:
-            self._dues.pop(n, None)
+        if exchange is None:
+            at = math.inf
+        elif exchange.state is ExchangeState.OPEN:
+            at = min(exchange.deadline_at, math.inf if exchange.grace_at is None else exchange.grace_at)
         else:
-            grace_at = math.inf if exchange.grace_at is None else exchange.grace_at
-            self._dues[n] = min(exchange.deadline_at, grace_at)
+            at = exchange.deadline_at + self._row.deadline_s
+            if exchange.late == "refuse" or (ticked and at <= self.up_s):
+                at = math.inf
+        if at < math.inf:
+            self._dues[n] = at
+        else:
+            self._dues.pop(n, None)
 
     def _exchange(self, n: int) -> Exchange | None:
         with self._store.transaction() as tx:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fedfleet_coordinator.api.snapshots import run_row, run_snapshot
+from fedfleet_coordinator.errors import TooFewAgents
 from fedfleet_coordinator.rows import Run
 from fedfleet_coordinator.runner.patience import Patience
 from fedfleet_coordinator.runner.process import outcome_of
@@ -148,10 +149,21 @@ class Simulation:
 class _Unchanging(Patience):
     """Waits no longer than it takes to see that an app waits: a simulated fleet never gets more agents."""
 
+    def agents(self, k: int) -> list[AgentId]:
+        """Return the agents that there are; there will never be enough if there are not now.
+
+        Raises:
+            TooFewAgents: the app needs more, or waits for more.
+        """
+        agents = super().agents(k)
+        if len(agents) < self.needs:
+            raise TooFewAgents(self._told(agents))
+        return agents
+
     def _told(self, agents: list[AgentId]) -> str:
         return (
-            f"the app waits for more agents than the {len(agents)} it is given; simulate more with --agents or "
-            "--cohort, or have the app wait for fewer"
+            f"the app waits for {self.needs or 'more'} agents and is given {len(agents)}; simulate more with --agents "
+            "or --cohort, or have the app wait for fewer"
         )
 
 
