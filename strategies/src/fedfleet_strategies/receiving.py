@@ -1,5 +1,6 @@
 """Replies on their way into the fold: each is read, checked, prepared, added and let go."""
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -10,9 +11,10 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedfleet_strategies.averages import Averages
-from fedfleet_strategies.errors import AppFault, Refused
+from fedfleet_strategies.errors import AppFault, NotFinite, Refused
 from fedfleet_strategies.layout import Layout, Vector, Views, flat_view
 from fedfleet_strategies.rules import Rule, Spool
+from fedfleet_strategies.transforms import uplink
 from fedfleet_strategies.updates import Aggregate, Source, Update, finite
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Tally:
         left_out: whose are not, and why.
         faults: how many of those are the app's fault. reports: records without arrays, if a function wants them.
         seen: numbers for the table of devices.
+        aggregate: what the updates came to, once closed; refused: why to nothing.
     """
 
     opened: Any
@@ -56,39 +59,70 @@ class Tally:
     faults: list[str] = field(default_factory=list)
     reports: list[RecordDict] = field(default_factory=list)
     seen: dict[int, dict[str, float]] = field(default_factory=dict)
+    aggregate: Aggregate | None = None
+    refused: str = ""
 
-    def aggregate(self, rule: Rule) -> Aggregate:
-        """Return what the updates come to.
+    def close(self, rule: Rule, sent: Sent, *, moved: bool) -> None:
+        """Let the fold come to an aggregate, or note why it does not.
 
         Raises:
-            AppFault: all replies are left out, by the app's fault. Refused: there is no result for another reason.
+            NotFinite: a device sent NaN or infinity, and nobody has looked yet which one.
         """
         if not self.nodes:
             first = next(iter(self.left_out.values()), "")
-            raise Refused(f"{len(self.left_out)} replies were left out, as: {first}" if first else "no device replied")
-        return rule.close(self.opened)
+            self.refused = f"{len(self.left_out)} replies were left out, as: {first}" if first else "no device replied"
+            return
+        try:
+            opened = self.opened
+            aggregate: Aggregate = opened.moved(sent.layout, sent.views) if moved else rule.close(opened)
+        except NotFinite:
+            raise
+        except Refused as refused:
+            self.refused = str(refused)
+            return
+        vectors = [aggregate.delta, aggregate.ints, *aggregate.extra.values()]
+        if not all(finite(one) for one in vectors) or not np.isfinite([*aggregate.scalars.values()]).all():
+            raise NotFinite("the sum of all updates is not finite")
+        self.aggregate = aggregate
+        self.left_out |= aggregate.left_out
 
     def metrics(self, function: MetricsFn | None, key: str) -> MetricRecord:
         """Return the round's metrics."""
         return self.averages.record() if function is None else function(self.reports, key)
 
 
-def fold(strategy: "Strategy", sent: Sent, replies: Iterable[Message], spool: Spool) -> Tally:
-    """Return the replies in the strategy's fold, in the order of node ids.
+def received(
+    strategy: "Strategy", sent: Sent, replies: Iterable[Message], spool: Callable[[], Spool], *, moved: bool
+) -> Tally:
+    """Return what the replies come to under the strategy's rule, in the order of node ids.
 
-    Values are looked at once: if the sum is finite, so was every update. Only if it is not, and the replies can be
-    gone through again, each is asked; replies that come once only are asked at once.
+    Nobody looks for NaN and infinity in each reply, which takes as long as the sum: if the aggregate is finite they did
+    no harm. If it is not, and the replies can be gone through again, each is asked; replies that come once only are
+    asked at once.
+
+    Args:
+        spool: makes what the rule may use.
+        moved: whether the aggregate's delta shall be the model, moved.
 
     Raises:
         AppFault: in the strategy's first round, if the app did something wrong on every device.
     """
-    again = isinstance(replies, Sequence)
+    # Clipping counts what it clips: once.
+    again = isinstance(replies, Sequence) and strategy.privacy is None
     if isinstance(replies, list):
         replies = sorted(replies, key=lambda message: message.metadata.src_node_id)
-    tally = _fold(strategy, sent, replies, spool, check=not again)
-    total = getattr(tally.opened, "finite", None)
-    if again and total is not None and not total():
-        tally = _fold(strategy, sent, replies, spool, check=True)
+    tally = None
+    if again:
+        with contextlib.suppress(NotFinite):
+            found = _fold(strategy, sent, replies, spool(), check=False)
+            found.close(strategy.rule, sent, moved=moved)
+            tally = found
+    if tally is None:
+        tally = _fold(strategy, sent, replies, spool(), check=True)
+        try:
+            tally.close(strategy.rule, sent, moved=moved)
+        except NotFinite as error:  # finite updates, whose sum is too large for a float
+            tally.refused = str(error)
     _log.info("aggregate_train: Received %d results and %d failures", len(tally.nodes), len(tally.left_out))
     for node, why in tally.left_out.items():
         _log.info("\t> left out node %d: %s", node, why)
@@ -112,6 +146,9 @@ def _fold(strategy: "Strategy", sent: Sent, replies: Iterable[Message], spool: S
             if node in known:
                 raise Refused("it replied twice; the first reply counts")
             update = strategy.prepare(_read(strategy, sent, message.content, node))
+            if strategy.privacy is not None:
+                # Last before the fold: `prepare` cannot undo it.
+                update = strategy.privacy.clip(update, strategy.s)
             if check and not update.finite:
                 raise Refused("its model holds NaN or infinity")
             opened.add(update)
@@ -150,10 +187,11 @@ def _report(strategy: "Strategy", tally: Tally, content: RecordDict, update: Upd
 def _read(strategy: "Strategy", sent: Sent, content: RecordDict, node: int) -> Update:
     models = [one for name, one in content.items() if isinstance(one, ArrayRecord) and not name.startswith(FEDFLEET)]
     reports = [one for one in content.values() if isinstance(one, MetricRecord)]
-    if len(models) != 1 or len(reports) != 1:
+    if len(models) != (strategy.uplink is None) or len(reports) != 1:
+        if strategy.uplink is not None:
+            uplink.decoded(strategy.uplink, content, sent.layout)
         raise AppFault(f"it has {len(models)} models and {len(reports)} metric records where one of each is needed")
     metrics = reports[0]
-    source = Source(sent.layout, sent.layout.views(models[0]), sent.views)
     weight = _weight(metrics, strategy)
     extra = {name: _extra(content, name, sent.layout) for name in strategy.extras}
     half: Any = content.get(FEDFLEET, ConfigRecord())
@@ -163,6 +201,10 @@ def _read(strategy: "Strategy", sent: Sent, content: RecordDict, node: int) -> U
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise AppFault(f"it reports no {name!r}, which {type(strategy).__name__} needs, or no number")
         scalars[name] = float(value)
+    if strategy.uplink is not None:
+        delta, ints = uplink.decoded(strategy.uplink, content, sent.layout)
+        return Update(node, weight, delta=delta, ints=ints, extra=extra, scalars=scalars, metrics=metrics)
+    source = Source(sent.layout, sent.layout.views(models[0]), sent.views)
     return Update(node, weight, source=source, extra=extra, scalars=scalars, metrics=metrics)
 
 

@@ -64,17 +64,20 @@ class Transform(Protocol):
 
 
 def named(name: str) -> Transform:
-    """Return the transform of that name: bfloat16, int8, rotated-1 to rotated-4, or topk-F with a fraction F.
+    """Return the transform of that name: plain, bfloat16, int8, rotated-1 to rotated-4, or topk-F with a fraction F.
 
     Raises:
         Incompatible: there is none.
     """
     from fedfleet_strategies.transforms.bfloat16 import BFloat16
     from fedfleet_strategies.transforms.int8 import Int8
+    from fedfleet_strategies.transforms.plain import Plain
     from fedfleet_strategies.transforms.rotated import Rotated
     from fedfleet_strategies.transforms.topk import TopK
 
     kind, _, option = name.partition("-")
+    if name == "plain":
+        return Plain()
     if name == "bfloat16":
         return BFloat16()
     if name == "int8":
@@ -87,8 +90,8 @@ def named(name: str) -> Transform:
         except ValueError:
             pass
     raise Incompatible(
-        f"there is no transform {name[:60]!r}; there are bfloat16, int8, rotated-1 to rotated-4, and topk-F with a "
-        f"fraction F above 0 and at most 1, as topk-0.01"
+        f"there is no transform {name[:60]!r}; there are plain, bfloat16, int8, rotated-1 to rotated-4, and topk-F "
+        f"with a fraction F above 0 and at most 1, as topk-0.01"
     )
 
 

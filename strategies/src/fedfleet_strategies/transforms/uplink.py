@@ -1,7 +1,7 @@
 """Updates on their way up: encoded on the device as the last thing, decoded on the server as the first.
 
 What travels in the place of the model is a record "fedfleet.uplink": the code of the difference to the model that came,
-and the integers as they are.
+and the difference of the integers.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,7 @@ class Encode:
             code = found.encode(call.trained - call.x, asked)
         except (Incompatible, ValueError) as error:
             raise Unmet(f"the update cannot be encoded: {error}") from error
-        ints = call.layout.flat(call.returned)[1]
+        ints = call.layout.flat(call.returned)[1] - call.layout.flat(call.arrays)[1]
         if found.stateful:
             call.remembers(asked.kept, call.memory)
         content = RecordDict(
@@ -54,13 +54,8 @@ class Encode:
         call.reply.content = content
 
 
-def decoded(
-    found: Transform, content: RecordDict, layout: Layout, ints: NDArray[np.float64]
-) -> tuple[Vector, NDArray[np.float64]]:
+def decoded(found: Transform, content: RecordDict, layout: Layout) -> tuple[Vector, NDArray[np.float64]]:
     """Return the update of a reply: floats (d,) and integers (k,).
-
-    Args:
-        ints: of the model that was sent.
 
     Raises:
         AppFault: the reply is not encoded. Refused: its code is none.
@@ -74,9 +69,9 @@ def decoded(
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(f"its code is not readable: {error}") from error
     delta = found.decode({name: array for name, array in arrays.items() if name != _INTS}, layout.d)
-    if came.shape != ints.shape or came.dtype.kind not in "iuf" or not finite(came):
-        raise Refused(f"its integers are not {ints.size} finite numbers")
-    return np.asarray(delta, layout.dtype), np.asarray(came, np.float64) - ints
+    if came.shape != (layout.k,) or came.dtype.kind not in "iuf" or not finite(came):
+        raise Refused(f"its integers are not {layout.k} finite numbers")
+    return np.asarray(delta, layout.dtype), np.asarray(came, np.float64)
 
 
 def conflicts(strategy: "Strategy") -> list[str]:
