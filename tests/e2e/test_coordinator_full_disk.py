@@ -1,4 +1,4 @@
-"""A coordinator whose disk is full in the middle of a run: it says so, loses nothing, and goes on when there is room."""
+"""A coordinator whose disk is full in mid-run: it says so, loses nothing, and goes on when there is room."""
 
 import subprocess
 import time
@@ -44,4 +44,3 @@ def test_a_full_disk_in_mid_run_costs_time_and_nothing_else(small_disk: Path, tm
         assert ended.snapshot["state"] == "finished", ended
         assert ended.model == undisturbed.model
         assert "disk" in log or "full" in log, log[-2000:]
-        print(log[-1500:])
