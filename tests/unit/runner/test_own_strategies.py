@@ -11,6 +11,8 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedfleet_coordinator.runner.testing import MemoryHub
 from fedfleet_strategies import client
+from fedfleet_strategies.asynchronous.fedasync import FedAsync
+from fedfleet_strategies.asynchronous.fedbuff import FedBuff
 from fedfleet_strategies.fedadam import FedAdam
 from fedfleet_strategies.fedavg import FedAvg
 from fedfleet_strategies.feddyn import FedDyn
@@ -46,6 +48,8 @@ OWN: dict[str, Callable[[], Strategy]] = {
     "private": lambda: FedAvg(fraction_train=0.5, privacy=AdaptivePrivacy(1.0, key=bytes(32))),
     "top-k": lambda: FedAvg(fraction_evaluate=0.5, uplink="topk-0.3"),
     "four bits": lambda: FedAdam(uplink="rotated-4"),
+    "FedBuff": lambda: FedBuff(buffer=2, concurrency=3, uplink="topk-0.5"),
+    "FedAsync": lambda: FedAsync(concurrency=3),
 }
 
 
