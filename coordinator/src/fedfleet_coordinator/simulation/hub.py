@@ -154,13 +154,14 @@ class SimulatedHub(InProcessHub):
 
     def view(self, n: int, *, seen: int, wait_s: float) -> ExchangeView:
         """Return an exchange; whoever would wait for it waits in virtual time."""
-        view = self._call(lambda tx, now, out: self.exchanges.view(tx, self.run, n))
-        if wait_s <= 0 or len(view.replies) > seen:
-            return view
-        while self._to_wait_for(n, seen):
-            settled = self._advance()
-            if settled and (settled != n or view.closed):
-                break  # whoever pulls replies to several messages wants to hear of the first
+        exchange = self._exchange(n)
+        if wait_s > 0 and exchange is not None and exchange.state is ExchangeState.OPEN:
+            while self._open_until(n, seen):
+                if self._advance() not in (0, n):
+                    break  # whoever pulls replies to several messages wants to hear of the first
+        elif wait_s > 0 and exchange is not None and exchange.late == "keep":
+            while self._settled(n) <= seen and (self._events or self._dues) and not self._advance():
+                pass
         return self._call(lambda tx, now, out: self.exchanges.view(tx, self.run, n))
 
     def checkpoint(self, request: Checkpoint) -> tuple[Digest, ...]:
@@ -218,14 +219,15 @@ class SimulatedHub(InProcessHub):
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
-    def _to_wait_for(self, n: int, seen: int) -> bool:
-        """Whether a runner that knows `seen` settled tasks of exchange `n` would wait, and something will happen."""
+    def _open_until(self, n: int, seen: int) -> bool:
+        """Whether exchange `n` is open and no more than `seen` of its tasks are settled."""
         exchange = self._exchange(n)
-        if exchange is None:
-            return False
-        if exchange.state is ExchangeState.OPEN:
-            return exchange.settled <= seen
-        return exchange.late == "keep" and bool(self._events or self._dues)
+        return exchange is not None and exchange.state is ExchangeState.OPEN and exchange.settled <= seen
+
+    def _settled(self, n: int) -> int:
+        """Return how many tasks of exchange `n` are settled, late ones included."""
+        with self._store.transaction() as tx:
+            return len(self.exchanges.view(tx, self.run, n).replies)
 
     def _advance(self) -> int:
         """Let the next thing happen; return the exchange of which a task was settled by it, 0 if none was."""
