@@ -187,7 +187,9 @@ class Pki:
         issued_by = next((n for n in CAS if _issued(certificate, self._cas[n])), None)
         if issued_by is None:
             raise CertificateRefused("this certificate was not issued by this coordinator")
-        if not _at(certificate.not_valid_before_utc) - 300 <= now_wall <= _at(certificate.not_valid_after_utc):
+        if now_wall < _at(certificate.not_valid_before_utc) - 300:
+            raise CertificateRefused("this certificate is not valid yet; the clock of the coordinator is behind")
+        if now_wall > _at(certificate.not_valid_after_utc):
             raise CertificateRefused("this certificate has expired; renew it, or join again")
         role, name = _named(certificate)
         if role not in _ROLES[issued_by]:
