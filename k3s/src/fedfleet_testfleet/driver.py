@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, Protocol
 
-from fedfleet_testfleet.errors import FleetFault
+from fedfleet_testfleet.errors import Failed, FleetFault
 from fedfleet_testfleet.fault import Fault
 from fedfleet_testfleet.fleet import DriverName, Fleet, Wanted
 
@@ -86,6 +86,8 @@ class LocalShell:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise FleetFault(f"{' '.join(command)} does not end well: {error}") from error
         if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip() or "it says nothing").splitlines()[-1]
-            raise FleetFault(f"{' '.join(command)} fails with exit code {done.returncode}: {said[:400]}")
+            said = (done.stderr.strip() or done.stdout.strip() or "it says nothing").splitlines()[-1][:400]
+            raise Failed(
+                f"{' '.join(command)} fails with exit code {done.returncode}: {said}", code=done.returncode, said=said
+            )
         return done.stdout

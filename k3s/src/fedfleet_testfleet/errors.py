@@ -6,6 +6,7 @@ TestfleetError
 │   └── Cannot     2   the fault makes sense, and this driver or fleet cannot do it
 ├── Unreachable    3   no coordinator answers
 └── FleetFault     5   a part of the fleet, or a tool that drives it, fails
+    └── Failed     5   a program ends with another exit code than 0
 """
 
 from typing import ClassVar
@@ -44,3 +45,15 @@ class FleetFault(TestfleetError):
     """A part of the fleet, or a tool that drives it, fails."""
 
     exit_code = 5
+
+
+class Failed(FleetFault):
+    """A program ends with another exit code than 0.
+
+    Attributes:
+        code: its exit code. said: the last line it said.
+    """
+
+    def __init__(self, text: str, *, code: int, said: str) -> None:
+        super().__init__(text)
+        self.code, self.said = code, said

@@ -23,9 +23,10 @@ def kill(shell: Shell, kubectl: str, fleet: Fleet, target: str) -> str:
         kubectl, "--kubeconfig", str(cluster.kubeconfig), "delete", "pods", "--all-namespaces", *selector,
         "--grace-period=0", "--force", "--wait=false", "--output=name",
     )  # fmt: skip
-    if not said.split():
+    killed = [word for word in said.split() if word.startswith("pod/")]  # with none it says so, where names belong
+    if not killed:
         raise FleetFault(f"there is no pod of {target} in {cluster.name}; is fedfleet installed there?")
-    return f"{', '.join(said.split())} killed"
+    return f"{', '.join(killed)} killed"
 
 
 def only_nodes(fleet: Fleet, action: str, target: str) -> str:

@@ -109,9 +109,7 @@ class ProcessDriver:
         """End `fedfleet up`, which ends all others; see `Driver`."""
         left = tree.below(fleet.pid) if tree.alive(fleet.pid, fleet.born) else []
         # Frozen processes outlive a supervisor that was killed; they are known by the folder they work in.
-        left += [
-            one for one in tree.mentioning(str(fleet.folder)) if any(word in " ".join(one.words) for word in _OURS)
-        ]
+        left += [one for one in tree.mentioning(str(fleet.folder)) if any(w in " ".join(one.words) for w in _OURS)]
         _send(left, signal.SIGCONT)
         if tree.alive(fleet.pid, fleet.born):
             with contextlib.suppress(ProcessLookupError):
