@@ -1,15 +1,18 @@
-"""Stock FedAvg takes the memory of a few models in the runner, however many agents reply."""
+"""FedAvg takes the memory of a few models in the runner, however many agents reply."""
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from flwr.app import Array, ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Strategy
 
+import fedfleet_strategies as own
 from fedfleet_coordinator.runner.testing import MemoryHub
 from fedfleet_flower.contents import from_records
 from fedfleet_protocol.messages import BlobRef
@@ -47,7 +50,7 @@ def anonymous_bytes() -> int:
     raise AssertionError("this kernel does not say how much memory is anonymous")
 
 
-def peak_of(agents: int, folder: Path) -> int:
+def peak_of(agents: int, folder: Path, strategy: Callable[[], Strategy]) -> int:
     """Return by how many bytes this process grew while it trained two rounds."""
     hub = OneFile(lambda message, context: REPLY, agents=agents, at_once=agents)
     stop, most, start = threading.Event(), [0], [0]
@@ -61,7 +64,7 @@ def peak_of(agents: int, folder: Path) -> int:
         thread = threading.Thread(target=watch)
         thread.start()
         try:
-            FedAvg().start(grid, model(0.0), num_rounds=2)
+            strategy().start(grid, model(0.0), num_rounds=2)
         finally:
             stop.set()
             thread.join()
@@ -71,9 +74,10 @@ def peak_of(agents: int, folder: Path) -> int:
     return most[0] - start[0]
 
 
-def test_memory_does_not_grow_with_the_number_of_agents(tmp_path: Path) -> None:
-    peak_of(2, tmp_path)  # what is imported late
-    few, many = peak_of(4, tmp_path), peak_of(24, tmp_path)
+@pytest.mark.parametrize("strategy", [FedAvg, own.FedAvg, own.FedTrimmedAvg])
+def test_memory_does_not_grow_with_the_number_of_agents(tmp_path: Path, strategy: Callable[[], Strategy]) -> None:
+    peak_of(2, tmp_path, strategy)  # what is imported late
+    few, many = peak_of(4, tmp_path, strategy), peak_of(24, tmp_path, strategy)
     assert many < few + MODEL_BYTES // 2, (few / MODEL_BYTES, many / MODEL_BYTES)
     # The app's initial model, the sum, its serialisation, and what the twin of the hub keeps of the last.
     assert many < 7 * MODEL_BYTES, many / MODEL_BYTES

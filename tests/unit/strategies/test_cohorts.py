@@ -62,13 +62,13 @@ def million() -> Any:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_million_candidates_take_less_than_half_a_second(name: str, million: Any) -> None:
+def test_a_million_candidates_take_less_than_half_a_second_of_a_core(name: str, million: Any) -> None:
     ids, table = million
     least_s = 9.0
     for server_round in range(3):
-        began = time.perf_counter()
+        began = time.thread_time()
         POLICIES[name].choose(ids, 1000, table, server_round + 1, chance.rng(0, server_round, "cohort"))
-        least_s = min(least_s, time.perf_counter() - began)
+        least_s = min(least_s, time.thread_time() - began)
     assert least_s < 0.5
 
 
