@@ -96,7 +96,12 @@ MESSAGES: tuple[messages.Message, ...] = (
 
 FILE = handover.File("reply-1", digest("reply"), 3, bytes(32))
 HANDOVER: tuple[handover.Frame, ...] = (
-    handover.Load(run=RUN, bundle="bundle-1", limits=handover.Limits(1 << 30, 1 << 31, 7, 50.0)),
+    handover.Load(
+        run=RUN,
+        bundle="bundle-1",
+        limits=handover.Limits(1 << 30, 1 << 31, 7, 50.0, 60),
+        sandbox=handover.Sandbox(False, "none", ("/data",), ("/dev/nvidia0",), True, "/home/key", "/home/journal", 7),
+    ),
     handover.Work(
         order=ORDER,
         message="message-1",
