@@ -89,7 +89,7 @@ class ProcessDriver:
         deadline = time.monotonic() + PATIENCE_S
         while not (hit := self._hit(fleet, name, fault.action, sign)):
             if not tree.alive(fleet.pid, fleet.born):
-                raise FleetFault("this fleet is not there any more; start another with: fedfleet-testfleet up")
+                raise FleetFault("this fleet is not there any more; start another with: fedfleet testfleet up")
             if time.monotonic() > deadline:
                 hint = "is a run under way?" if name.startswith(("runner", "trainer")) else f"see {fleet.folder}"
                 raise FleetFault(f"there is no {name} to {fault.action}, for {PATIENCE_S:.0f} s now; {hint}")

@@ -63,7 +63,7 @@ class State:
         """
         kept = self.kept()
         if kept is None or not kept.up:
-            raise BadInput(f"no fleet is up in {self.folder}; start one with: fedfleet-testfleet up")
+            raise BadInput(f"no fleet is up in {self.folder}; start one with: fedfleet testfleet up")
         return kept.fleet
 
     def begin(self, fleet: Fleet) -> None:

@@ -31,7 +31,7 @@ def test_a_report_can_be_written_after_the_end_and_a_new_fleet_begins_anew(tmp_p
     state.begin(FLEET)
     state.note(Observation(1.0, "up"))
     state.end()
-    with pytest.raises(BadInput, match="fedfleet-testfleet up"):
+    with pytest.raises(BadInput, match="fedfleet testfleet up"):
         state.fleet()
     assert len(state.observations()) == 1
     state.begin(FLEET)

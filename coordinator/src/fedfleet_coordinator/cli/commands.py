@@ -1,6 +1,7 @@
 """The commands by name, and what `fedfleet --help` says."""
 
 import importlib.metadata
+import sys
 from typing import Annotated
 
 import typer
@@ -8,6 +9,8 @@ import typer
 from fedfleet_coordinator.cli import cluster_commands, demo, fleet_commands, local_commands, run_commands, simulate
 from fedfleet_coordinator.cli.output import say
 
+PLUGINS = "fedfleet.commands"
+"""The entry points by which another distribution adds a command, a typer application."""
 _HELP = """Federated learning on fleets of edge devices.
 
 Start a fleet on this machine with [bold]fedfleet up[/], run a Flower app on it with [bold]fedfleet run APP_DIR[/].
@@ -55,3 +58,16 @@ app.command()(fleet_commands.revoke)
 app.add_typer(cluster_commands.site, name="site")
 app.command()(cluster_commands.bundle)
 app.command()(fleet_commands.doctor)
+
+
+def _add_installed() -> None:
+    """Add the commands that other distributions bring along: entry points of the group `fedfleet.commands`."""
+    for entry in sorted(importlib.metadata.entry_points(group=PLUGINS), key=lambda entry: entry.name):
+        try:
+            app.add_typer(entry.load(), name=entry.name)
+        except Exception as error:
+            # One that is broken is not known; fedfleet's own commands are.
+            sys.stderr.write(f"the command {entry.name} is broken: {type(error).__name__}: {error}; reinstall it\n")
+
+
+_add_installed()
