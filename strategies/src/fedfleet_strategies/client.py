@@ -22,7 +22,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 
 from fedfleet_strategies.correction import Correction, Loan, correction, done, lent
+from fedfleet_strategies.errors import Incompatible
 from fedfleet_strategies.layout import Layout, Vector
+from fedfleet_strategies.transforms import downlink
 
 __all__ = ["Call", "correction", "done", "half"]
 
@@ -137,6 +139,7 @@ def half(message: Message, context: Context, call_next: App) -> Message:
         return _failed(
             message, f"this device's fedfleet-strategies knows no part {unknown[0]!r}; it is older than the run's"
         )
+    coded = message.content.pop(downlink.RECORD, None)
     shared = {
         name.removeprefix(f"{FEDFLEET}."): np.array(one["vector"].numpy())
         for name, one in message.content.items()
@@ -147,6 +150,8 @@ def half(message: Message, context: Context, call_next: App) -> Message:
     kept = {name: context.state.pop(name) for name in [n for n in context.state if n.startswith(f"{FEDFLEET}.")]}
     try:
         key = str(orders["arrays"])
+        if isinstance(coded, ArrayRecord):
+            message.content[key] = _rebuilt(coded, kept, orders)
         arrays: Any = message.content[key]
         call = Call(
             message, context, call_next, message.metadata.message_type.partition(".")[0] == "train",
@@ -155,12 +160,26 @@ def half(message: Message, context: Context, call_next: App) -> Message:
         reply = _through([PARTS[name] for name in names], names, call, kept, orders)
         if not reply.has_error() and call.training:
             _add_to(reply, call, time.monotonic() - began)
+            if "downlink" in call.settings:
+                model = {name: np.array(array.numpy()) for name, array in arrays.items()}
+                keep(kept, "downlink", int(orders["round"]), model, model)
         return reply
     except Unmet as unmet:
         return _failed(message, str(unmet))
     finally:
         for name, held in kept.items():
             context.state[name] = held
+
+
+def _rebuilt(coded: ArrayRecord, kept: dict[str, Any], orders: Any) -> ArrayRecord:
+    memory, told = settled(kept, "downlink", int(orders["accepted"])), json.loads(orders["settings"])["downlink"]
+    version = int(kept[f"{FEDFLEET}.downlink"]["round"]) if memory else 0
+    try:
+        return downlink.rebuilt(
+            told["name"], coded, memory, version=version, since=int(orders["since"]), local=list(orders["local"])
+        )
+    except (downlink.Stale, Incompatible) as error:
+        raise Unmet(str(error)) from error
 
 
 def _through(parts: list[Any], names: list[str], call: Call, kept: dict[str, Any], orders: Any) -> Message:

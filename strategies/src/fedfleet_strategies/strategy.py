@@ -23,17 +23,16 @@ from fedfleet_strategies import chance, cohorts, columns, ending, orders, receiv
 from fedfleet_strategies.cohorts import Cohort
 from fedfleet_strategies.errors import Ended, Incompatible, Refused
 from fedfleet_strategies.layout import Layout, Vector
-from fedfleet_strategies.privacy.privacy import Planned, Privacy
+from fedfleet_strategies.privacy.privacy import Planned, Privacy, protected
 from fedfleet_strategies.rules import Rule, Spool
 from fedfleet_strategies.sums import Mean
 from fedfleet_strategies.table import ClientTable
 from fedfleet_strategies.transforms import Transform, transform, uplink
+from fedfleet_strategies.transforms.downlink import Downlink
 from fedfleet_strategies.updates import Aggregate, Update, finite
 
 _log = logging.getLogger("flwr")
 _EXPLAINED_ROUNDS = 32
-FEDFLEET = "fedfleet"
-"""Name of the record that drives the client half, and begin of the names of its arrays."""
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
 
 
@@ -52,6 +51,7 @@ class Strategy(flower.Strategy):
         cohort: whom a round asks; None for a random choice.
         privacy: what protects the devices from those who see the models; None for nothing.
         uplink: how devices encode their updates, a transform or its name; None for the model as it is.
+        downlink: how models are encoded for devices that have an earlier one; None for the model as it is.
         max_weight: a weight counts at most so much.
         local: patterns of the names of arrays that stay on the devices.
         seed: cohorts are drawn from it.
@@ -89,6 +89,7 @@ class Strategy(flower.Strategy):
         cohort: Cohort | None = None,
         privacy: Privacy | None = None,
         uplink: Transform | str | None = None,
+        downlink: Downlink | str | None = None,
         max_weight: float | None = None,
         local: Sequence[str] = (),
         seed: int = 0,
@@ -104,6 +105,7 @@ class Strategy(flower.Strategy):
         self.cohort: Cohort = cohorts.Random() if cohort is None else cohort
         self.privacy = privacy
         self.uplink = transform.named(uplink) if isinstance(uplink, str) else uplink
+        self.downlink = Downlink(downlink) if isinstance(downlink, str) else downlink
         self.max_weight = max_weight
         self.local = (local,) if isinstance(local, str) else tuple(local)
         self.seed = seed
@@ -206,11 +208,14 @@ class Strategy(flower.Strategy):
                 raise Ended(why, arrays)
             draw = self.privacy.rng(self.s, self._planned) or draw
         chosen = np.sort(self.cohort.choose(ids, n, self.table, server_round, draw)).tolist()
-        self._round = receiving.Sent(server_round, arrays, layout, layout.views(arrays), tuple(chosen))
-        # A copy: messages in flight share the record, and the caller's is theirs.
-        told = _numbered(config, server_round)
+        shown = arrays
+        if self.downlink is not None:
+            x = self._model(layout, arrays)[0]
+            shown = self.downlink.advance(self.s, layout, arrays, x, server_round=server_round, seed=self.seed)
+        self._round = receiving.Sent(server_round, arrays, layout, layout.views(shown), tuple(chosen))
+        told = orders.numbered(config, server_round)
         self.told(told)
-        return self._messages(arrays, told, chosen, server_round, MessageType.TRAIN)
+        return orders.messages(self, server_round, shown, told, chosen, MessageType.TRAIN)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -221,7 +226,7 @@ class Strategy(flower.Strategy):
             AppFault: in the first round, if the app did the same wrong thing on every device.
         """
         sent, self._round = self._round, None
-        if sent is None or not (sent.asked or self._central):
+        if sent is None or not (sent.asked or self.central):
             return None, None
         plain = self._plain and not sent.layout.half
         reference = None
@@ -234,16 +239,16 @@ class Strategy(flower.Strategy):
         tally = receiving.received(self, sent, replies, spool, moved=plain)
         arrays = None
         try:
-            arrays = self._next(sent, self._protected(sent, tally), server_round, moved=plain)
+            if (aggregate := protected(self, sent.layout, tally)) is None:
+                raise Refused(tally.refused)
+            arrays = self._next(sent, aggregate, server_round, moved=plain)
         except Refused as refused:
             tally.left_out[0] = f"round {server_round} has no result: {refused}"
         self._note(server_round, sent, tally, folded=arrays is not None)
         if arrays is None:
             _log.warning("%s", tally.left_out[0])
             return None, None
-        metrics = MetricRecord()
-        if not self._central:
-            metrics = tally.metrics(self.train_metrics_aggr_fn, self.weighted_by_key)
+        metrics = MetricRecord() if self.central else tally.metrics(self.train_metrics_aggr_fn, self.weighted_by_key)
         if self.privacy is not None:
             metrics.update(self.privacy.metrics(self.s))
         if tally.left_out:
@@ -258,13 +263,15 @@ class Strategy(flower.Strategy):
 
         None under central privacy: nothing of what they report could be told.
         """
-        if not self.fraction_evaluate or self._central:
+        if not self.fraction_evaluate or self.central:
             return []
         ids = self._candidates(grid, self.min_evaluate_nodes)
         n = max(int(ids.size * self.fraction_evaluate), self.min_evaluate_nodes)
         drawn = cohorts.Random().choose(ids, n, self.table, server_round, self.rng(server_round, "evaluate"))
         nodes = np.sort(drawn).tolist()
-        return self._messages(arrays, _numbered(config, server_round), nodes, server_round, MessageType.EVALUATE)
+        return orders.messages(
+            self, server_round, arrays, orders.numbered(config, server_round), nodes, MessageType.EVALUATE
+        )
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the metrics of all devices that evaluated; None if there are none."""
@@ -307,6 +314,11 @@ class Strategy(flower.Strategy):
         self._round = None
 
     @property
+    def planned(self) -> Planned | None:
+        """The round that is under way, or was the last."""
+        return self._planned
+
+    @property
     def population(self) -> int:
         """How many devices there were when the round began."""
         return self._population
@@ -343,23 +355,12 @@ class Strategy(flower.Strategy):
     def _plain(self) -> bool:
         """Whether a round is FedAvg's mean and step and no more, which have a quicker way to the same bits."""
         usual = type(self).step is Strategy.step and type(self.rule).close is Mean.close
-        return usual and self.privacy is None
+        return usual and self.privacy is None and self.downlink is None
 
     @property
-    def _central(self) -> bool:
+    def central(self) -> bool:
+        """Whether the server itself adds noise, and tells nothing without it."""
         return self.privacy is not None and self.privacy.central
-
-    def _protected(self, sent: receiving.Sent, tally: receiving.Tally) -> Aggregate:
-        """Return what the model may be changed by; raise `Refused` if that is nothing."""
-        aggregate = tally.aggregate
-        if aggregate is None and self._central and not tally.nodes:
-            # Noise alone: who looks at the models must not learn that nobody was there.
-            aggregate = Aggregate(np.zeros(sent.layout.d, sent.layout.dtype), np.zeros(sent.layout.k), 0.0, 0)
-        if aggregate is None:
-            raise Refused(tally.refused)
-        if self.privacy is None or self._planned is None:
-            return aggregate
-        return self.privacy.noise(aggregate, self.s, self._planned)
 
     def _next(self, sent: receiving.Sent, aggregate: Aggregate, server_round: int, *, moved: bool) -> ArrayRecord:
         if moved:
@@ -381,22 +382,13 @@ class Strategy(flower.Strategy):
             time.sleep(1)
         return np.sort(np.array(ids, np.uint64))
 
-    def _messages(
-        self, arrays: ArrayRecord, config: ConfigRecord, nodes: list[int], server_round: int, kind: str
-    ) -> Iterable[Message]:
-        records: dict[str, Any] = {self.arrayrecord_key: arrays, self.configrecord_key: config}
-        if kind == MessageType.TRAIN:
-            for name, vector in self.shared().items():
-                records[f"{FEDFLEET}.{name}"] = ArrayRecord({"vector": Array(vector)})
-        folded = self.table.look("folded", np.array(nodes, np.uint64)).tolist()
-        for node, last in zip(nodes, folded, strict=True):
-            content = RecordDict(records)
-            if orders.parts(self):
-                content[FEDFLEET] = orders.record(self, server_round, accepted=last)
-            yield Message(content, node, kind)
-
     def _note(self, server_round: int, sent: receiving.Sent, tally: receiving.Tally, *, folded: bool) -> None:
         self.table.note("asked", sent.asked, server_round)
+        if self.downlink is not None:
+            # Who failed may have lost what it had; who says nothing of its time has no client half that keeps it.
+            self.table.note("version", sent.asked, 0)
+            kept = [node for node in tally.nodes if "seconds" in tally.seen.get(node, {})]
+            self.table.note("version", kept, server_round)
         used = [node for node in tally.nodes if node not in tally.left_out]
         if folded:
             self.table.note("folded", used, server_round)
@@ -408,9 +400,3 @@ class Strategy(flower.Strategy):
             self._reasons[server_round] = tally.left_out
         for old in [number for number in self._reasons if number <= server_round - _EXPLAINED_ROUNDS]:
             del self._reasons[old]
-
-
-def _numbered(config: ConfigRecord, server_round: int) -> ConfigRecord:
-    copy = ConfigRecord(dict(config))
-    copy["server-round"] = server_round
-    return copy

@@ -1,4 +1,4 @@
-"""What the server knows of each device: one row of numbers, in columns sorted by id; a million devices are 24 MiB."""
+"""What the server knows of each device: one row of numbers, in columns sorted by id; a million devices are 28 MiB."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,6 +12,7 @@ COLUMNS: dict[str, tuple[str, float]] = {
     "seconds": ("<f4", np.nan),
     "asked": ("<i4", 0),
     "folded": ("<i4", 0),
+    "version": ("<i4", 0),
 }
 """Name of each column, its type, and what a device has that was never heard of."""
 
@@ -23,12 +24,14 @@ class ClientTable:
         ids: of the devices, sorted, uint64.
         loss: as last reported. seconds: of its last training.
         asked, folded: the last round it was asked in, and the last its update was used in; 0 for never.
+        version: the round whose model it surely has; 0 for none.
     """
 
     loss: NDArray[np.float32]
     seconds: NDArray[np.float32]
     asked: NDArray[np.int32]
     folded: NDArray[np.int32]
+    version: NDArray[np.int32]
 
     def __init__(self) -> None:
         self.ids = np.zeros(0, np.uint64)

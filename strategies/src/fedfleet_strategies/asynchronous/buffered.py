@@ -19,7 +19,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 
-from fedfleet_strategies import receiving
+from fedfleet_strategies import orders, receiving
 from fedfleet_strategies.layout import Layout, Vector
 from fedfleet_strategies.strategy import Strategy
 from fedfleet_strategies.updates import Update
@@ -80,6 +80,8 @@ class Buffered(Strategy):
             found.append(
                 f"rule {type(self.rule).__name__} compares updates of one version, and here versions are mixed"
             )
+        if self.downlink is not None:
+            found.append("a downlink follows one version of the model, here devices are at many")
         if self.extras:
             found.append(f"{', '.join(self.extras)} of devices that are late do not belong to the model there is")
         if self.privacy is not None and self.privacy.central:
@@ -107,7 +109,7 @@ class Buffered(Strategy):
         self._ids = self._candidates(grid, 1)
         self._population = self._ids.size
         self._round = receiving.Sent(server_round, arrays, layout, layout.views(arrays), ())
-        self._told_apps = ConfigRecord({**config, "server-round": server_round})
+        self._told_apps = orders.numbered(config, server_round)
         self.told(self._told_apps)
         self._fill(self._round)
         return []
@@ -173,7 +175,9 @@ class Buffered(Strategy):
         self._fills += 1
         draw = self.rng(sent.server_round, f"cohort {self._fills}")
         chosen = np.sort(self.cohort.choose(idle, n, self.table, sent.server_round, draw)).tolist()
-        messages = list(self._messages(sent.arrays, self._told_apps, chosen, sent.server_round, MessageType.TRAIN))
+        messages = list(
+            orders.messages(self, sent.server_round, sent.arrays, self._told_apps, chosen, MessageType.TRAIN)
+        )
         for message in messages:
             message.metadata.ttl = self.timeout_s
         self.table.note("asked", chosen, sent.server_round)

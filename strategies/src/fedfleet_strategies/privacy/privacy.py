@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from fedfleet_strategies.cohorts import Sampling
+from fedfleet_strategies.layout import Layout
 from fedfleet_strategies.updates import Aggregate, Update
 
 if TYPE_CHECKING:
+    from fedfleet_strategies.receiving import Tally
     from fedfleet_strategies.strategy import Strategy
 
 State = dict[str, Any]
@@ -70,3 +72,14 @@ class Privacy(Protocol):
     def conflicts(self, strategy: "Strategy") -> list[str]:
         """Return which of a strategy's options cannot go together with it, a clause each."""
         ...
+
+
+def protected(strategy: "Strategy", layout: Layout, tally: "Tally") -> Aggregate | None:
+    """Return what the model may be changed by; None if that is nothing."""
+    aggregate, planned = tally.aggregate, strategy.planned
+    if aggregate is None and strategy.central and not tally.nodes:
+        # Noise alone: who looks at the models must not learn that nobody was there.
+        aggregate = Aggregate(np.zeros(layout.d, layout.dtype), np.zeros(layout.k), 0.0, 0)
+    if aggregate is None or strategy.privacy is None or planned is None:
+        return aggregate
+    return strategy.privacy.noise(aggregate, strategy.s, planned)
