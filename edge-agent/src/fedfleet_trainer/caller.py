@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # flwr takes 0.4 s and 60 MB: it is imported once there is an
 
 _PIECE = 64 << 10
 _MAX_REASON = 8000
+_LIBC = ctypes.CDLL(None)
 
 
 @dataclass(slots=True)
@@ -253,4 +254,4 @@ def _flush() -> None:
             stream.flush()
         except (OSError, ValueError):
             continue  # the app closed it
-    ctypes.CDLL(None).fflush(None)
+    _LIBC.fflush(None)

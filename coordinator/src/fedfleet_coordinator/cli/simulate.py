@@ -1,9 +1,11 @@
 """The command `simulate`: an app on devices that do not exist, in virtual time, on this machine."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -99,6 +101,7 @@ def simulate(
     from fedfleet_coordinator.simulation.session import Simulation
 
     run = {name: submission.request[name] for name in _FIELDS}
+    signal.signal(signal.SIGTERM, _interrupted)
     try:
         with Progress(log=log, quiet=as_json) as progress:
             with Simulation(
@@ -132,6 +135,11 @@ def simulate(
         raise RunFailed(ending(snapshot))
     if save is not None and model is None:
         raise RunFailed(f"the run ended without a model: nothing was written to {save}")
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C does, with all processes and files gone."""
+    raise KeyboardInterrupt
 
 
 def _fleet(

@@ -25,6 +25,7 @@ from fedfleet_coordinator.outbox import Outbox
 from fedfleet_coordinator.rows import Agent, Blob, Exchange, GridAnswer, Ref, Run, Task, Turn
 from fedfleet_coordinator.runner.inprocess import Anybody, InProcessHub, Work, refused_as_told
 from fedfleet_coordinator.simulation.devices import Conditions, name_of, number_of, sampled
+from fedfleet_coordinator.simulation.errors import room_in
 from fedfleet_coordinator.simulation.history import History
 from fedfleet_coordinator.simulation.pool import Answered, Pool
 from fedfleet_coordinator.simulation.worker import Call
@@ -198,7 +199,8 @@ class SimulatedHub(InProcessHub):
 
         def keep(tx: Tx, now: Now, out: Outbox) -> None:
             if tx.get(Blob, blocks.digest) is None:
-                _copy(fd, blocks.size, self.blob(blocks.digest))
+                with room_in(self._blobs.parent):
+                    _copy(fd, blocks.size, self.blob(blocks.digest))
                 tx.put(_row(blocks.digest, blocks.size, now))
 
         self._call(keep)

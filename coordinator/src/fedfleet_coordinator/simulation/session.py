@@ -6,11 +6,13 @@ HOME/                 in memory if there is room (/dev/shm), gone afterwards
   pool/                 the bundle, the processes' folders, and replies nobody took yet
 """
 
+import fcntl
 import os
 import resource
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,14 +24,16 @@ from fedfleet_coordinator.rows import Run
 from fedfleet_coordinator.runner.patience import Patience
 from fedfleet_coordinator.runner.process import outcome_of
 from fedfleet_coordinator.runner.scratch import Scratch
-from fedfleet_coordinator.simulation.errors import NoRoom
+from fedfleet_coordinator.simulation.errors import NoRoom, room_in
 from fedfleet_coordinator.simulation.hub import Fleet, SimulatedHub
 from fedfleet_coordinator.simulation.pool import Pool
 from fedfleet_protocol.blocks import blocks_of
 from fedfleet_protocol.ids import AgentId, run_id
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - folders in it are made by mkdtemp
+_PREFIX = "fedfleet-simulation-"
 _ROOM_BYTES = 2 << 30
+_YOUNG_S = 60.0
 _PATIENCE_S = 20.0
 Json = dict[str, Any]
 
@@ -73,11 +77,13 @@ class Simulation:
         )  # fmt: skip
 
     def __enter__(self) -> Self:
-        parent = self._scratch or roomy_folder()
+        parent = self._scratch.expanduser().resolve() if self._scratch else roomy_folder()
+        sweep(parent)
         try:
-            self._home = Path(tempfile.mkdtemp(prefix="fedfleet-", dir=parent))
+            self._home = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         except OSError as error:
             raise NoRoom(f"{parent} cannot be used: {error.strerror}; name another with --scratch") from error
+        self._lock = _locked(self._home)
         try:
             self._begin()
         except BaseException:
@@ -89,6 +95,8 @@ class Simulation:
         if hasattr(self, "pool"):
             self.pool.close()
         shutil.rmtree(self._home, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
 
     def execute(self) -> Run:
         """Return the run as it ended.
@@ -98,7 +106,7 @@ class Simulation:
         row, position = self.hub.look()
         patience = _Unchanging(self.hub, at_least=1, limit_s=_PATIENCE_S)
         self.pool.ready()
-        with no_room_told(self._home), as_it_was(self._home):
+        with room_in(self._home), as_it_was(self._home):
             outcome = outcome_of(
                 self.hub, row, position, self._home, Scratch(self._home / "scratch"), patience=patience
             )
@@ -130,7 +138,7 @@ class Simulation:
         allow_many_files()
         folder = self._home / "pool"
         bundle = folder / "bundle"
-        with no_room_told(self._home):
+        with room_in(self._home):
             folder.mkdir()
             bundle.write_bytes(self._bundle)
             (self._home / "scratch").mkdir()
@@ -184,15 +192,25 @@ def roomy_folder() -> Path:
     return MEMORY if roomy else Path(tempfile.gettempdir())
 
 
-@contextmanager
-def no_room_told(folder: Path) -> Iterator[None]:
-    """Turn a full disk into a sentence."""
+def sweep(parent: Path) -> None:
+    """Remove what simulations that were killed have left in `parent`: their folders are not locked any more."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            # A folder is locked a moment after it is made.
+            if time.time() - folder.stat().st_mtime > _YOUNG_S and (lock := _locked(folder)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """Return a descriptor that locks the folder as long as it is open; None if another process has locked it."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        yield
-    except OSError as error:
-        if error.filename is not None and not str(error.filename).startswith(str(folder)):
-            raise
-        raise NoRoom(f"{folder} cannot be written to: {error.strerror}; name a larger folder with --scratch") from error
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
 
 
 @contextmanager
