@@ -13,6 +13,7 @@ class Faults:
         delay: seconds within which a message is delivered, later ones overtaking earlier ones.
         cut: chance that an upload or a question is cut off on its way.
         crash_hub, crash_agent: chance of a crash between two instructions.
+        roll_back: chance that a transition is rolled back and runs again, because of another one in its batch.
         kill_runner, split_runner, cut_agent, sweep, back_up: how often each happens in a schedule.
         decline: chance that a device is not eligible.
         noisy: whether a trainer gives another result each time.
@@ -28,6 +29,7 @@ class Faults:
     cut: float = 0.0
     crash_hub: float = 0.0
     crash_agent: float = 0.0
+    roll_back: float = 0.0
     kill_runner: int = 0
     split_runner: int = 0
     cut_agent: int = 0
@@ -73,4 +75,5 @@ def draw(rng: random.Random) -> Faults:
         grace=rng.choice((0.0, 5.0, 60.0)),
         window=rng.choice((1, 1, 2, 3)),
         keep=rng.random() < 0.3,
+        roll_back=maybe(0.2),
     )

@@ -1,5 +1,6 @@
 """The coordinator of the simulation: the real transitions over the in-memory store, a lossy link, and its crashes."""
 
+import contextlib
 import random
 from collections.abc import Callable
 from typing import TypeVar
@@ -26,6 +27,10 @@ T = TypeVar("T")
 
 class HubDown(Exception):
     """Nobody answers."""
+
+
+class _RolledBack(Exception):
+    """A transaction that is undone."""
 
 
 class Hub:
@@ -61,9 +66,15 @@ class Hub:
         if crash == "before":
             self.crash()
             raise HubDown
+        if not self.calm and self._rng.random() < self._faults.roll_back:
+            with contextlib.suppress(_RolledBack), self.store.transaction() as tx:
+                work(tx, self.now(), Outbox())
+                raise _RolledBack  # another transition of the batch raised: this one runs again, by itself
         out = Outbox()
         with self.store.transaction() as tx:
             result = work(tx, self.now(), out)
+        for act in out.commits:
+            act()
         with self.store.transaction() as tx:
             self.watch.look(tx)
         if crash == "after":

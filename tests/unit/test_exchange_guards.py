@@ -157,6 +157,22 @@ def test_late_reply_that_never_comes_is_given_up_a_deadline_later(restarted: boo
     assert isinstance(out.sends[-1][1], Verdict) and out.sends[-1][1].code == "closed"
 
 
+def test_late_reply_is_given_up_though_the_first_try_was_rolled_back() -> None:
+    scene, out = Scene(), Outbox()
+    with scene.store.transaction() as tx:
+        tx.put(Run(run=RUN, state="running", epoch="e", bundle=REF.digest, late="keep", deadline_s=60.0))
+    scene.open(deadline_s=60.0, late="keep")
+    with scene.store.transaction() as tx:
+        scene.machine.tick(tx, Now(62.0, 1.0), Outbox())
+    with pytest.raises(ZeroDivisionError), scene.store.transaction() as tx:
+        scene.machine.tick(tx, Now(122.0, 1.0), Outbox())
+        raise ZeroDivisionError  # somebody else's work in the same batch
+    with scene.store.transaction() as tx:
+        scene.machine.tick(tx, Now(122.0, 1.0), out)
+        assert [ref.code for ref in scene.machine.view(tx, RUN, 1).replies] == ["deadline"]
+    assert isinstance(out.sends[-1][1], Verdict) and out.sends[-1][1].code == "closed"
+
+
 @pytest.mark.parametrize("next_n", [0, 3, 1 << 40])
 def test_checkpoint_before_an_exchange_that_was_not_opened_is_refused(next_n: int) -> None:
     scene = Scene()
@@ -240,6 +256,8 @@ def test_upload_settles_the_reply_that_waited_for_it_and_no_other() -> None:
         tx.put(Blob(digest=blob.digest, size=blob.size, file="f"), Blob(digest=other, size=1, file="g"))
         scene.machine.uploaded(tx, AGENT, other, NOW, nothing := Outbox())
         scene.machine.uploaded(tx, AGENT, blob.digest, NOW, verdict := Outbox())
+        for act in verdict.commits:
+            act()
         scene.machine.uploaded(tx, AGENT, blob.digest, NOW, again := Outbox())
         task = tx.get(Task, RUN, 1, AGENT)
     assert [type(message) for _, message in need.sends] == [Need]

@@ -19,6 +19,7 @@ Everything here reads and writes rows through a transaction and says what is to 
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -208,7 +209,7 @@ class Exchanges:
         """
         reply = self._awaited.get(agent)
         if reply is not None and reply.digest == digest:
-            del self._awaited[agent]
+            out.after_commit(partial(self._awaited.pop, agent, None))
             self.reply(tx, agent, reply, now, out)
 
     def decline(self, tx: Tx, agent: AgentId, decline: Decline, now: Now, out: Outbox) -> None:
@@ -260,7 +261,7 @@ class Exchanges:
         for exchange in tx.find(Exchange, state=ExchangeState.OPEN):
             self._close_if_due(tx, exchange.run, exchange.n, now, out)
         for kept in [kept for kept, at in self._kept.items() if at <= now.up and not now.settling]:
-            del self._kept[kept]
+            out.after_commit(partial(self._kept.pop, kept, None))
             self._give_up_late(tx, *kept, now, out)
         for key in [key for key, at in self._leases.items() if at <= now.up]:
             task = tx.get(Task, *key)

@@ -194,6 +194,8 @@ class MemoryHub(InProcessHub):
         out = Outbox()
         with self.store_.transaction() as tx:
             answer = work(tx, Now(self.now, self.now), out)
+        for act in out.commits:
+            act()
         for agent, message in out.sends:
             if agent in self.devices:
                 self._hear(self.devices[agent], message)
