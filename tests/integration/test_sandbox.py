@@ -21,7 +21,7 @@ pytestmark = [
 CONFINED = """
 import os, sys
 import fedfleet_sandbox as sandbox
-
+{before}
 own = {own!r}
 sandbox.apply(sandbox.Policy(programs=sandbox.python_folders(), writable=(own,), readable=({data!r},)))
 os.environ["TMPDIR"] = own
@@ -34,13 +34,13 @@ def refused(act):
 """
 
 
-def confined(folder: Path, body: str) -> str:
-    """Return what a confined Python prints that runs `body`."""
+def confined(folder: Path, body: str, *, before: str = "") -> str:
+    """Return what a confined Python prints that runs `body`; `before` runs before it is confined."""
     (folder / "own").mkdir()
     (folder / "data").mkdir()
     (folder / "data" / "rows.csv").write_text("1,2\n")
     (folder / "secret").write_text("key")
-    head = CONFINED.format(own=str(folder / "own"), data=str(folder / "data"))
+    head = CONFINED.format(own=str(folder / "own"), data=str(folder / "data"), before=textwrap.dedent(before))
     done = subprocess.run(
         [sys.executable, "-P", "-c", head + textwrap.dedent(body), str(os.getpid()), str(folder)],
         capture_output=True, text=True, timeout=60, check=False,
@@ -76,6 +76,34 @@ def test_files_processes_and_networks_are_out_of_reach(tmp_path: Path) -> None:
         """,
     )
     assert said == "ok\n"
+
+
+def test_no_file_is_emptied_under_the_first_versions_of_landlock(tmp_path: Path) -> None:
+    said = confined(
+        tmp_path,
+        """
+        import ctypes
+        folder = sys.argv[2]
+        for file in ("/secret", "/data/rows.csv"):
+            assert refused(lambda: os.truncate(folder + file, 0))
+            assert refused(lambda: os.open(folder + file, os.O_RDONLY | os.O_TRUNC))
+            assert refused(lambda: os.open(folder + file, 3 | os.O_TRUNC))
+        how = (ctypes.c_uint64 * 3)(3 | os.O_TRUNC, 0, 0)  # struct open_how
+        path, libc = (folder + "/secret").encode(), ctypes.CDLL(None, use_errno=True)
+        assert libc.syscall(437, -100, path, how, 24) == -1 and ctypes.get_errno() == 38
+        for _ in range(2):
+            with open(own + "/new", "w") as file:
+                file.write("1")
+        print("ok")
+        """,
+        before="""
+        kernel = sandbox.kernel
+        kernel.probe = lambda able=kernel.probe(): sandbox.Abilities(2, able.seccomp, able.machine)
+        """,
+    )
+    assert said == "ok\n"
+    assert (tmp_path / "secret").read_text() == "key"
+    assert (tmp_path / "data" / "rows.csv").read_text() == "1,2\n"
 
 
 def test_modes_of_others_files_stay_and_copying_works(tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ def works(act):
     except OSError as error:
         return error.errno not in (1, 13, 97)
     return True
+def by_many_paths():
+    with socket.socket(proto=socket.IPPROTO_MPTCP) as client:
+        client.connect(("127.0.0.1", other))
 def bound():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -37,6 +40,7 @@ def bound():
 print(json.dumps({
     "api": works(lambda: socket.create_connection(("127.0.0.1", port)).close()),
     "other": works(lambda: socket.create_connection(("127.0.0.1", other)).close()),
+    "other by MPTCP": works(by_many_paths),
     "datagram": works(lambda: socket.socket(type=socket.SOCK_DGRAM)),
     "unix": works(lambda: socket.socket(socket.AF_UNIX)),
     "server": works(bound),

@@ -5,6 +5,7 @@ Landlock's to guard. Refused is what reaches other processes, the kernel's inner
 another architecture's calls ends the process.
 """
 
+import os
 import socket
 import struct
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ _NAMESPACES: Final = 0x7E020000
 """CLONE_NEWNS to CLONE_NEWNET."""
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _TYPE_OF_SOCKET: Final = 0xF
+_OF_ITSELF: Final = (("setpriority", 0), ("ioprio_set", 1))
+"""Calls that may be about a process, with what they call one; all of a group or of a user are others too."""
+_ACCESS: Final = os.O_ACCMODE | os.O_TRUNC
+_CUT_UNSEEN: Final = (os.O_RDONLY | os.O_TRUNC, os.O_ACCMODE | os.O_TRUNC)
+"""Ways to open a file that empty it, and for which Landlock does not ask for the right to write before version 3."""
 
 _LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 KILL, REFUSE, ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
@@ -82,15 +88,19 @@ class UnknownMachine(Exception):
 
 
 def rules(policy: Policy, *, abi: int) -> tuple[Rule, ...]:
-    """Return what is refused under a policy; `abi` is Landlock's version, which leaves truncate(2) free before 3."""
+    """Return what is refused under a policy; `abi` is Landlock's version, which lets files be emptied before 3."""
     found = [Rule(call, error) for error, calls in _REFUSED.items() for call in calls]
     # Of other processes, also the agent's, which runs as the same user.
     found += [Rule(call, EPERM, (Test(0, 0, equal=False),)) for call in ("prlimit64", *_OF_A_PROCESS)]
-    found += [Rule(call, EPERM, (Test(1, 0, equal=False),)) for call in ("setpriority", "ioprio_set")]
+    for call, process in _OF_ITSELF:
+        found += [Rule(call, EPERM, (Test(0, process, equal=False),)), Rule(call, EPERM, (Test(1, 0, equal=False),))]
     found.append(Rule("clone", EPERM, (Test(0, 0, _NAMESPACES, equal=False),)))
     found += [Rule("ioctl", EPERM, (Test(1, request),)) for request in (_TIOCSTI, _TIOCLINUX)]
     if abi < 3:
-        found.append(Rule("truncate", EPERM))
+        # What openat2 asks for cannot be looked at.
+        found += [Rule("truncate", EPERM), Rule("openat2", ENOSYS)]
+        for call, flags in (("open", 1), ("openat", 2)):
+            found += [Rule(call, EACCES, (Test(flags, cut, _ACCESS),)) for cut in _CUT_UNSEEN]
     return (*found, *_sockets(policy))
 
 
@@ -105,6 +115,11 @@ def _sockets(policy: Policy) -> list[Rule]:
         found.append(
             Rule("socket", EACCES, (Test(0, unix, equal=False), Test(1, stream, _TYPE_OF_SOCKET, equal=False)))
         )
+    # Landlock's rule about ports is one about TCP, and MPTCP, say, is another protocol.
+    protocols = (0, socket.IPPROTO_TCP, *((socket.IPPROTO_UDP,) if policy.datagrams else ()))
+    unknown = tuple(Test(2, int(protocol), equal=False) for protocol in protocols)
+    internet = (int(socket.AF_INET), int(socket.AF_INET6))
+    found += [Rule("socket", EACCES, (Test(0, family), *unknown)) for family in internet]
     if unix not in policy.families:
         # A pair of streams is joined for good. One of datagrams could be sent from to any socket with a path.
         found.append(Rule("socketpair", EACCES, (Test(1, int(socket.SOCK_DGRAM), _TYPE_OF_SOCKET),)))

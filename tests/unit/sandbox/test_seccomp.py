@@ -1,5 +1,6 @@
 """The seccomp programs, run by an interpreter of the few instructions they use."""
 
+import os
 import socket
 import struct
 from errno import EACCES, ENOSYS, EPERM
@@ -58,6 +59,8 @@ def of(policy: Policy, machine: str, call: str, *arguments: int, abi: int = 7) -
         ("socket", (40, 1), EACCES), ("connect", (3,), EACCES), ("bind", (3,), EACCES),
         ("socketpair", (socket.AF_UNIX, socket.SOCK_DGRAM | 0x80000), EACCES),
         ("prlimit64", (1,), EPERM), ("setpriority", (0, 1), EPERM), ("ioctl", (0, 0x5412), EPERM),
+        ("setpriority", (1, 0), EPERM), ("setpriority", (2, 0), EPERM), ("ioprio_set", (1, 1), EPERM),
+        ("ioprio_set", (2, 0), EPERM), ("ioprio_set", (3, 0), EPERM),
         ("fchmod", (), 0), ("fchownat", (), 0), ("setsid", (), 0), ("setpgid", (), 0),
     ],
 )  # fmt: skip
@@ -73,6 +76,7 @@ def test_what_reaches_beyond_the_process_is_refused(
     [
         ("clone", (0x01200011,)), ("clone", (0x003D0F00,)), ("prlimit64", (0,)), ("setpriority", (0, 0)),
         ("socketpair", (socket.AF_UNIX, socket.SOCK_STREAM | 0x80000)), ("ioctl", (0, 0x5401)), ("truncate", ()),
+        ("ioprio_set", (1, 0)), ("openat", (0, 0, os.O_TRUNC)), ("openat2", ()),
     ],
 )  # fmt: skip
 def test_what_an_app_needs_passes(machine: str, call: str, arguments: tuple[int, ...]) -> None:
@@ -81,6 +85,33 @@ def test_what_an_app_needs_passes(machine: str, call: str, arguments: tuple[int,
 
 def test_a_kernel_whose_landlock_lets_files_be_cut_has_that_refused_here() -> None:
     assert of(NOTHING, X86, "truncate", abi=2) == seccomp.REFUSE | EPERM
+
+
+@pytest.mark.parametrize("mode", [os.O_RDONLY, 3])
+def test_nor_is_a_file_cut_there_by_opening_it_without_the_right_to_write(mode: int) -> None:
+    refused, cut = seccomp.REFUSE | EACCES, mode | os.O_TRUNC | os.O_CLOEXEC
+    assert of(NOTHING, X86, "open", 0, cut, abi=2) == refused
+    assert of(NOTHING, X86, "openat", 0, 0, cut, abi=2) == of(NOTHING, ARM, "openat", 0, 0, cut, abi=2) == refused
+    assert of(NOTHING, X86, "openat2", abi=2) == of(NOTHING, ARM, "openat2", abi=2) == seccomp.REFUSE | ENOSYS
+
+
+@pytest.mark.parametrize("flags", [0, os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_CREAT | os.O_TRUNC, os.O_CLOEXEC])
+def test_files_that_may_be_written_or_only_read_open_there_as_ever(flags: int) -> None:
+    assert of(NOTHING, X86, "open", 0, flags, abi=2) == of(NOTHING, X86, "openat", 0, 0, flags, abi=2) == seccomp.ALLOW
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_of_the_internets_protocols_only_those_that_landlock_guards_are_left(family: int) -> None:
+    stream, refused = int(socket.SOCK_STREAM) | 0x80000, seccomp.REFUSE | EACCES
+    names = Policy(families=WEB.families, datagrams=True)
+    for policy in (WEB, names):
+        assert of(policy, X86, "socket", family, stream, socket.IPPROTO_TCP) == seccomp.ALLOW
+        assert of(policy, X86, "socket", family, stream, 262) == refused  # MPTCP
+        assert of(policy, X86, "socket", family, stream, socket.IPPROTO_SCTP) == refused
+    datagram = int(socket.SOCK_DGRAM)
+    assert of(names, X86, "socket", family, datagram, socket.IPPROTO_UDP) == seccomp.ALLOW
+    assert of(names, X86, "socket", family, datagram, socket.IPPROTO_ICMP) == refused
+    assert of(WEB, X86, "socket", family, datagram, socket.IPPROTO_UDP) == refused
 
 
 def test_with_a_network_only_its_families_and_only_streams_are_made() -> None:
