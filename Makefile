@@ -1,6 +1,6 @@
 # Each target is one line of real work; CI calls the same.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench soak docs images
+.PHONY: help setup demo test check bench soak reproduce docs images
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -23,6 +23,9 @@ bench: setup  ## the numbers of the README, measured here
 soak: setup  ## a hundred thousand schedules of faults, and the slow tests; hours
 	@FEDFLEET_SCHEDULES=100000 .venv/bin/python -m pytest -q --timeout 0 -m "simulation or slow"
 	@FEDFLEET_KILLS=10 .venv/bin/python -m pytest -q --timeout 0 tests/e2e/test_faults.py
+
+reproduce: setup  ## published numbers beside ours; exit code 1 outside the tolerance
+	@.venv/bin/python -m benchmarks.reproduce
 
 docs: setup  ## renew the parts of docs/ that are made from the code
 	@.venv/bin/python scripts/generate-docs
