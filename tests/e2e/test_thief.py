@@ -78,4 +78,4 @@ def test_a_device_that_cannot_keep_its_owners_minimum_declines_and_says_what_is_
     with LocalFleet(agents=1, settings={"trainer": {"sandbox": False}}) as fleet:
         got, _, said = steal(fleet)
     assert not got["trainer"]
-    assert "declined: isolation: the agent's key and the agent's journal and the network would be within" in said
+    assert "declined: isolation: the agent's key, the agent's journal and the network would be within" in said

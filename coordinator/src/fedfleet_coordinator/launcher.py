@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import fedfleet_sandbox
 from fedfleet_coordinator import runs
 from fedfleet_coordinator.clock import Now
 from fedfleet_coordinator.engine import Engine
@@ -91,6 +92,11 @@ class Launcher:
         self._engine, self._exchanges, self._credentials = engine, exchanges, credentials
         self._folder, self._url, self._blob_path = folder, url, blob_path
         self._confined, self._readable, self._writable = confined, readable, writable
+        if confined and not fedfleet_sandbox.probe().landlock:
+            _log.warning(
+                "this kernel has no Landlock, so a ServerApp can read what this user can: run the coordinator on Linux "
+                "5.13 or later with landlock among the names of lsm="
+            )
         self._bounds = {"memory_bytes": memory_bytes, "file_bytes": file_bytes}
         self._followed: dict[RunId, asyncio.Task[None]] = {}
         self._processes: dict[RunId, asyncio.subprocess.Process] = {}

@@ -101,7 +101,8 @@ def tried(sandbox: Sandbox, applied: fedfleet_sandbox.Applied) -> Reach:
 def explained(missing: tuple[str, ...], reach: Reach, sandbox: Sandbox) -> str:
     """Return a sentence that says what is in reach, why, and what to do."""
     names = [_WORDS[name] for name in missing]
-    what = f"{' and '.join(names)} would be within an app's reach on this device"
+    listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    what = f"{listed} would be within an app's reach on this device"
     named = [path for path in sandbox.readable if any(_within(file, path) for file in (sandbox.key, sandbox.journal))]
     if not sandbox.confine:
         why = "its owner has switched the sandbox off ([trainer] sandbox)"
