@@ -139,8 +139,8 @@ def test_snapshot_tells_how_the_exchanges_before_the_newest_ended(store: MemoryS
             tx.put(Exchange(run=RUN, n=n, label=label, state="closed", expected=3, settled=3, accepted=2, reason="all"))  # type: ignore[arg-type]
         closed = run_snapshot(tx, RUN, NOW)["closed"]
     assert closed == [
-        {"n": 1, "label": "train", "expected": 3, "accepted": 2, "reason": "all"},
-        {"n": 2, "label": "evaluate", "expected": 3, "accepted": 2, "reason": "all"},
+        {"n": 1, "label": "train", "expected": 3, "accepted": 2, "left_out": 0, "reason": "all"},
+        {"n": 2, "label": "evaluate", "expected": 3, "accepted": 2, "left_out": 0, "reason": "all"},
     ]
 
 

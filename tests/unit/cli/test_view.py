@@ -82,20 +82,25 @@ def test_story_tells_the_end_of_exchanges_that_closed_between_two_snapshots() ->
     later = snapshot(closed=closed, exchange=snapshot()["exchange"] | {"n": 5})
     lines = story.lines(later)
     assert lines[:3] == [
-        "exchange 3 train: closed (quorum), 2 of 3 answered",
-        "exchange 4 evaluate: closed (quorum), 2 of 3 answered",
+        "exchange 3 train: closed (quorum), 2 of 3 accepted",
+        "exchange 4 evaluate: closed (quorum), 2 of 3 accepted",
         "exchange 5 train: 3 agents asked",
     ]
     assert story.lines(later) == []
 
 
-def test_story_tells_the_end_of_an_exchange_once_although_it_comes_in_both_places() -> None:
-    story = Story()
+def test_story_tells_the_end_of_an_exchange_once_and_only_when_its_replies_were_judged() -> None:
     ended = snapshot()["exchange"] | {"state": "closed", "reason": "all", "accepted": 3}
-    first = story.lines(snapshot(exchange=ended))
-    assert "exchange 3 train: closed (all), 3 of 3 accepted" in first
-    old = {"n": 3, "label": "train", "expected": 3, "accepted": 3, "reason": "all"}
-    assert not any("exchange 3" in line for line in story.lines(snapshot(closed=[old], exchange=ended | {"n": 4})))
+    old = {"n": 3, "label": "train", "expected": 3, "accepted": 2, "left_out": 1, "reason": "all"}
+    line = "exchange 3 train: closed (all), 2 of 3 accepted, 1 left out"
+
+    going_on = Story()
+    assert not any("closed" in line for line in going_on.lines(snapshot(exchange=ended)))
+    assert line in going_on.lines(snapshot(closed=[old], exchange=ended | {"n": 4}))
+    assert not any("exchange 3" in line for line in going_on.lines(snapshot(closed=[old], exchange=ended | {"n": 4})))
+
+    at_its_end = Story()
+    assert line in at_its_end.lines(snapshot(state="finished", exchange=ended | {"accepted": 2, "left_out": 1}))
 
 
 def test_story_tells_of_an_absence_once_and_of_the_return() -> None:

@@ -120,7 +120,11 @@ async def create(run: str, asked: Wanted, hub: Hub, caller: Caller) -> Json:
     name, bundle = parse_run_id(run), parse_digest(asked.bundle)
 
     def put(tx: Tx, now: Now, out: Outbox) -> Run:
-        failure, publisher, signature = asked.failure, bytes.fromhex(asked.publisher), bytes.fromhex(asked.signature)
+        failure, publisher, signature = asked.failure, b"", b""
+        try:
+            publisher, signature = bytes.fromhex(asked.publisher), bytes.fromhex(asked.signature)
+        except ValueError:
+            failure = "its publisher and signature are not hexadecimal; make the ConfigMap with `fedfleet bundle`"
         if not publisher and not failure:
             before = managed.signed_before(tx, bundle)
             if before is None:

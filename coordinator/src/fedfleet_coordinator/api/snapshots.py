@@ -77,7 +77,7 @@ def run_snapshot(tx: Tx, run: RunId, now: Now) -> Json:
         "quorum": row.quorum,
         "waiting": waiting(tx, row, newest, now),
         "exchange": _exchange(tx, newest, now) if newest is not None else None,
-        "closed": [_closed(one) for one in before if one.reason and one.n < row.exchanges],
+        "closed": [_closed(tx, one) for one in before if one.reason and one.n < row.exchanges],
         "metrics": [{"round": one.server_round, "kind": one.kind, "values": one.values} for one in metrics],
         "model": {"digest": row.model, "size": row.model_size} if row.model else None,
     }
@@ -230,12 +230,14 @@ def _exchange(tx: Tx, row: Exchange, now: Now) -> Json:
     }
 
 
-def _closed(row: Exchange) -> Json:
+def _closed(tx: Tx, row: Exchange) -> Json:
+    left_out = uncounted(tx.find(Task, run=row.run, n=row.n, state=TaskState.ACCEPTED)) if row.accepted else 0
     return {
         "n": row.n,
         "label": row.label,
         "expected": row.expected,
-        "accepted": row.accepted,
+        "accepted": row.accepted - left_out,
+        "left_out": left_out,
         "reason": row.reason,
     }
 

@@ -48,7 +48,11 @@ def confirm(question: str, *, yes: bool, unattended: bool = False) -> None:
         if unattended:
             return
         raise BadInput(f"{question} There is no terminal to ask at; say so with --yes")
-    if not typer.confirm(question, err=True):
+    try:
+        agreed = typer.confirm(question, err=True)
+    except typer.Abort:  # Ctrl-C, or the end of the input
+        raise KeyboardInterrupt from None
+    if not agreed:
         raise BadInput(f"{question} No; nothing was done")
 
 

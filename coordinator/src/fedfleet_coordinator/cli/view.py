@@ -193,19 +193,16 @@ class Story:
             lines.append(line)
         if event.get("attempts", 0) > 1 and self._new("attempt", event["attempts"]):
             lines.append(f"runner {event['attempts']} goes on after round {event['server_round']}")
-        lines += [
-            f"{_name(closed)}: closed ({closed['reason']}), {closed['accepted']} of {closed['expected']} answered"
-            for closed in event.get("closed", [])
-            if self._new("closed", closed["n"])
-        ]
+        lines += [_end(closed) for closed in event.get("closed", []) if self._new("closed", closed["n"])]
         if event.get("exchange"):
-            lines += self._exchange(event["exchange"])
+            lines += self._exchange(event["exchange"], over=event["state"] not in ("pending", "running"))
         for metrics in event.get("metrics", []):
             if metrics["values"] and self._new("metrics", metrics["round"], metrics["kind"]):
                 lines.append(metrics_line(metrics))
         return lines
 
-    def _exchange(self, exchange: Json) -> list[str]:
+    def _exchange(self, exchange: Json, *, over: bool) -> list[str]:
+        """Return what is new; of its end only once the runner has judged the replies, before it goes on or ends."""
         lines = []
         name = _name(exchange)
         if self._new("open", exchange["n"]):
@@ -215,9 +212,8 @@ class Story:
             for agent in exchange.get("agents", [])
             if agent.get("code") and self._new("agent", exchange["n"], agent["agent"], agent["code"])
         ]
-        if exchange.get("state") == "closed" and self._new("closed", exchange["n"]):
-            why = exchange.get("reason")
-            lines.append(f"{name}: closed ({why}), {exchange['accepted']} of {exchange['expected']} accepted")
+        if over and exchange.get("state") == "closed" and self._new("closed", exchange["n"]):
+            lines.append(_end(exchange))
         return lines
 
     def _new(self, *key: object) -> bool:
@@ -225,3 +221,11 @@ class Story:
             return False
         self._told.add(key)
         return True
+
+
+def _end(exchange: Json) -> str:
+    left_out = f", {exchange['left_out']} left out" if exchange.get("left_out") else ""
+    return (
+        f"{_name(exchange)}: closed ({exchange['reason']}), "
+        f"{exchange['accepted']} of {exchange['expected']} accepted{left_out}"
+    )

@@ -78,7 +78,8 @@ class _Loop:
         course = self._checkpoints.course(self._strategy, initial_arrays, train_config, evaluate_config)
         sender = self._checkpoints.grid.sender
         sender.weighted_by = weight_key(self._strategy)
-        self._checkpoints.grid.expect(int(getattr(self._strategy, "min_available_nodes", 0)))
+        needs = getattr(self._strategy, "min_available_nodes", 0)
+        self._checkpoints.grid.expect(needs if isinstance(needs, int) else 0)
         if course.server_round:
             log(INFO, "Continuing after round %s of %s", course.server_round, self._num_rounds)
         else:
@@ -94,6 +95,7 @@ class _Loop:
                 self._commit(course, server_round)
         finally:
             sender.weighted_by, sender.round_label = None, ""
+            self._checkpoints.grid.expect(0)
         _log_end(course.result, time.time() - began)
         return course.result
 
