@@ -10,10 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedfleet_strategies.asynchronous.fedasync import FedAsync
+    from fedfleet_strategies.asynchronous.fedbuff import FedBuff
     from fedfleet_strategies.cohorts import LabelQuotas, OverSelection, Poisson, Random, RoundRobin
     from fedfleet_strategies.ditto import Ditto
     from fedfleet_strategies.each import Each
-    from fedfleet_strategies.errors import AppFault, Incompatible, Refused
+    from fedfleet_strategies.errors import AppFault, Ended, Incompatible, Refused
     from fedfleet_strategies.fedadagrad import FedAdagrad
     from fedfleet_strategies.fedadam import FedAdam
     from fedfleet_strategies.fedavg import FedAvg
@@ -28,25 +30,34 @@ if TYPE_CHECKING:
     from fedfleet_strategies.personal import FedBN, FedPer, FedRep
     from fedfleet_strategies.pfedme import PFedMe
     from fedfleet_strategies.power_of_choice import PowerOfChoice
+    from fedfleet_strategies.privacy import AdaptivePrivacy, CentralPrivacy
+    from fedfleet_strategies.privacy.local import LocalPrivacy
     from fedfleet_strategies.qfedavg import QFedAvg
     from fedfleet_strategies.robust.fltrust import FLTrust
     from fedfleet_strategies.scaffold import Scaffold
     from fedfleet_strategies.strategy import Strategy
     from fedfleet_strategies.sums import Mean
+    from fedfleet_strategies.transforms.downlink import Downlink
     from fedfleet_strategies.updates import Aggregate, Update
 
 _MODULES = {
+    "AdaptivePrivacy": "privacy",
     "Aggregate": "updates",
     "AppFault": "errors",
     "Bulyan": "named",
+    "CentralPrivacy": "privacy",
     "Ditto": "ditto",
+    "Downlink": "transforms.downlink",
     "Each": "each",
+    "Ended": "errors",
     "FLTrust": "robust.fltrust",
     "FedAdagrad": "fedadagrad",
     "FedAdam": "fedadam",
+    "FedAsync": "asynchronous.fedasync",
     "FedAvg": "fedavg",
     "FedAvgM": "fedavgm",
     "FedBN": "personal",
+    "FedBuff": "asynchronous.fedbuff",
     "FedDyn": "feddyn",
     "FedMedian": "named",
     "FedNova": "fednova",
@@ -58,6 +69,7 @@ _MODULES = {
     "Incompatible": "errors",
     "Krum": "named",
     "LabelQuotas": "cohorts",
+    "LocalPrivacy": "privacy.local",
     "Mean": "sums",
     "MultiKrum": "named",
     "Oort": "oort",
@@ -76,17 +88,23 @@ _MODULES = {
 }
 
 __all__ = [
+    "AdaptivePrivacy",
     "Aggregate",
     "AppFault",
     "Bulyan",
+    "CentralPrivacy",
     "Ditto",
+    "Downlink",
     "Each",
+    "Ended",
     "FLTrust",
     "FedAdagrad",
     "FedAdam",
+    "FedAsync",
     "FedAvg",
     "FedAvgM",
     "FedBN",
+    "FedBuff",
     "FedDyn",
     "FedMedian",
     "FedNova",
@@ -98,6 +116,7 @@ __all__ = [
     "Incompatible",
     "Krum",
     "LabelQuotas",
+    "LocalPrivacy",
     "Mean",
     "MultiKrum",
     "Oort",

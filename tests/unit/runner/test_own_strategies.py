@@ -48,6 +48,7 @@ OWN: dict[str, Callable[[], Strategy]] = {
     "private": lambda: FedAvg(fraction_train=0.5, privacy=AdaptivePrivacy(1.0, key=bytes(32))),
     "top-k": lambda: FedAvg(fraction_evaluate=0.5, uplink="topk-0.3"),
     "four bits": lambda: FedAdam(uplink="rotated-4"),
+    "eight bits both ways": lambda: FedAvg(fraction_train=0.5, uplink="int8", downlink="int8"),
     "FedBuff": lambda: FedBuff(buffer=2, concurrency=3, uplink="topk-0.5"),
     "FedAsync": lambda: FedAsync(concurrency=3),
 }
