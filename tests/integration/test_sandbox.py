@@ -231,3 +231,29 @@ def test_what_is_missing_is_named_with_its_reason(tmp_path: Path, config: str, m
     assert (said["missing"], done.returncode) == (missing, 1 if missing else 0)
     assert why in said["why"]
     assert why in isolation(home).stdout
+
+
+@pytest.mark.parametrize(("seccomp", "reached"), [(True, []), (False, ["journal", "key"])])
+def test_the_proof_tries_whether_files_can_be_emptied_and_empties_none(
+    tmp_path: Path, seccomp: bool, reached: list[str]
+) -> None:
+    home = agent_home(tmp_path / "agent")
+    (tmp_path / "folder" / "made" / "scratch").mkdir(parents=True)
+    program = f"""
+import sys
+from pathlib import Path
+from fedfleet_protocol.handover import Sandbox
+from fedfleet_sandbox import Abilities, kernel
+from fedfleet_trainer.confinement import confine
+kernel.probe = lambda able=kernel.probe(): Abilities(2, {seccomp}, able.machine)
+home, folder = sys.argv[1], Path(sys.argv[2])
+sandbox = Sandbox(key=home + "/identity.pem", journal=home + "/journal.sqlite", minimum="none")
+reach = confine(folder, folder / "made", sandbox)
+print(*(name for name in ("journal", "key") if getattr(reach, name)))
+"""
+    command = [sys.executable, "-P", "-c", program, str(home), str(tmp_path / "folder")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == reached
+    assert (home / "identity.pem").read_text() == (home / "journal.sqlite").read_text() == "private"
+    assert os.listdir(tmp_path / "folder") == ["made"]

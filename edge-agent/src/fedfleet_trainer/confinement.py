@@ -55,7 +55,9 @@ def confine(folder: Path, own: Path, sandbox: Sandbox) -> Reach:
 
     Raises:
         Unconfined: less than the owner's minimum is out of reach.
+        OSError: no file can be made in `folder`.
     """
+    trial = _nameless(folder)
     applied = fedfleet_sandbox.Applied(0, False)
     if sandbox.confine:
         _move_in(own)
@@ -63,7 +65,7 @@ def confine(folder: Path, own: Path, sandbox: Sandbox) -> Reach:
             applied = fedfleet_sandbox.apply(policy(folder, own, sandbox))
         except OSError as error:
             raise Unconfined(f"this kernel does not confine a process as it says it does: {error}") from error
-    reach = tried(sandbox, applied)
+    reach = tried(sandbox, applied, trial)
     missing = reach.missing(sandbox.minimum)
     if missing:
         raise Unconfined(explained(missing, reach, sandbox))
@@ -83,14 +85,19 @@ def policy(folder: Path, own: Path, sandbox: Sandbox) -> fedfleet_sandbox.Policy
     )
 
 
-def tried(sandbox: Sandbox, applied: fedfleet_sandbox.Applied) -> Reach:
-    """Return what is in this process's reach, by trying; nothing is changed by that."""
+def tried(sandbox: Sandbox, applied: fedfleet_sandbox.Applied, trial: int | None) -> Reach:
+    """Return what is in this process's reach, by trying; nothing is changed by that.
+
+    Args:
+        trial: an empty file that an app is not to write, which is closed; None: what it would have shown holds.
+    """
     agent = sandbox.agent
+    empties = trial is None or _empties(trial)
     return Reach(
         landlock=applied.landlock,
         seccomp=applied.seccomp,
-        key=_opens(sandbox.key),
-        journal=_opens(sandbox.journal),
+        key=_opens(sandbox.key) or (empties and os.access(sandbox.key, os.W_OK)),
+        journal=_opens(sandbox.journal) or (empties and os.access(sandbox.journal, os.W_OK)),
         network=any(_socket(family) for family in _FAMILIES),
         memory=bool(agent) and _opens(f"/proc/{agent}/environ"),
         signals=bool(agent) and _signals(agent),
@@ -112,6 +119,8 @@ def explained(missing: tuple[str, ...], reach: Reach, sandbox: Sandbox) -> str:
         why = "its kernel or processor has no seccomp for this"
     elif not reach.landlock:
         why = "its kernel has no Landlock: Linux 5.13 and later have, with landlock among the names of lsm="
+    elif reach.landlock < 3 and not reach.seccomp:
+        why = "its Landlock lets files be emptied: that of Linux 6.2 and later does not, nor does one with seccomp"
     else:
         why = "they lie where Python itself does: give the agent another state folder"
     return f"{what}, because {why}; the owner asks for [trainer] isolation_minimum = {sandbox.minimum!r}"
@@ -125,11 +134,30 @@ def _move_in(own: Path) -> None:
     os.environ.update(HOME=str(own / "scratch"), TMPDIR=str(temporary), XDG_CACHE_HOME=str(own / "scratch" / ".cache"))
 
 
-def _opens(path: str) -> bool:
+def _nameless(folder: Path) -> int | None:
+    """Return a descriptor of an empty file of the folder; None if this user may not make one there."""
+    path = folder / ".trial"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except PermissionError:
+        return None  # as where a trainer of another user has been attached
+    path.unlink()
+    return descriptor
+
+
+def _empties(trial: int) -> bool:
+    """Whether a file is emptied by opening it without the right to write; Landlock asks for that from version 3 on."""
+    try:
+        return any(_opens(f"/proc/self/fd/{trial}", mode | os.O_TRUNC) for mode in (os.O_RDONLY, os.O_ACCMODE))
+    finally:
+        os.close(trial)
+
+
+def _opens(path: str, flags: int = os.O_RDONLY) -> bool:
     if not path:
         return False
     try:
-        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        os.close(os.open(path, flags | os.O_CLOEXEC))
     except OSError:
         return False
     return True
