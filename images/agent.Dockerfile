@@ -8,7 +8,6 @@ COPY build/own /own
 RUN python3 -m venv /opt/fedfleet \
     && /opt/fedfleet/bin/python -m pip install --no-cache-dir --no-index --find-links /wheels --find-links /own \
         --constraint /constraints.txt fedfleet-agent \
-    && find /opt/fedfleet -name __pycache__ -prune -exec rm -rf {} + \
     && ! /opt/fedfleet/bin/python -c 'import numpy' 2>/dev/null
 
 FROM ${BASE}

@@ -9,8 +9,7 @@ RUN python3 -m venv /opt/fedfleet \
         -r /requirements.coordinator.txt -r /extras.txt
 COPY build/own /own
 RUN /opt/fedfleet/bin/python -m pip install --no-cache-dir --no-index --find-links /wheels --find-links /own \
-        --constraint /constraints.txt 'fedfleet-coordinator[postgres]' \
-    && find /opt/fedfleet -name __pycache__ -prune -exec rm -rf {} +
+        --constraint /constraints.txt 'fedfleet-coordinator[postgres]'
 
 FROM ${BASE}
 # The broker. A base image that has it already needs no network here.

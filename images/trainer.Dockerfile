@@ -10,8 +10,7 @@ RUN python3 -m venv /opt/fedfleet \
         -r /requirements.trainer.txt -r /extras.txt
 COPY build/own /own
 RUN /opt/fedfleet/bin/python -m pip install --no-cache-dir --no-index --find-links /wheels --find-links /own \
-        --constraint /constraints.txt 'fedfleet-agent[train]' \
-    && find /opt/fedfleet -name __pycache__ -prune -exec rm -rf {} +
+        --constraint /constraints.txt 'fedfleet-agent[train]'
 
 FROM ${BASE}
 COPY --from=built /opt/fedfleet /opt/fedfleet

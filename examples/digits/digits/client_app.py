@@ -26,7 +26,7 @@ def train(message: Message, context: Context) -> Message:
         epochs=int(config["local-epochs"]),
         batch=int(config["batch-size"]),
         rate=float(config["learning-rate"]),
-        seed=int(config["seed"]) * 1_000_003 + server_round * 1009 + int(context.node_config["partition-id"]),
+        seed=int(config["seed"]) * 1_000_003 + server_round * 1009 + int(context.node_config.get("partition-id", 0)),
     )
     metrics = MetricRecord({"loss": loss, "num-examples": len(labels) - held_out})
     records = RecordDict({"arrays": ArrayRecord(network.state_dict()), "metrics": metrics})

@@ -39,8 +39,10 @@ def test_dataset_is_read_by_the_trainer_alone_and_only_read() -> None:
 
 def test_agent_alone_has_the_nodes_folder() -> None:
     pod = _site()["DaemonSet"]["spec"]["template"]["spec"]
-    having = [one["name"] for one in pod["containers"] for m in one["volumeMounts"] if m["name"] == "node"]
-    assert having == ["agent"]
+    having = {
+        one["name"]: m.get("subPath") for one in pod["containers"] for m in one["volumeMounts"] if m["name"] == "node"
+    }
+    assert having == {"agent": None, "trainer": "agent/handover/trainer"}
 
 
 def test_images_have_the_version_and_nothing_is_latest() -> None:

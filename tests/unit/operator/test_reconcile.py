@@ -65,6 +65,15 @@ def test_runner_that_ends_well_ends_the_run() -> None:
     assert world.run is not None and world.run.status["completionTime"] == "1970-01-01T00:01:30Z"
 
 
+def test_runner_of_an_ended_run_may_end_by_itself_for_a_minute() -> None:
+    ended = dataclasses.replace(LIVE, state="finished", ended_wall=100.0)
+    world = World(RUN, stored=ended, jobs=(Job("digits-1", 1),))
+    world.settle(now_wall=159.0)
+    assert set(world.jobs) == {"digits-1"}
+    world.settle(now_wall=160.0)
+    assert not world.jobs
+
+
 def test_failed_runner_is_followed_by_the_next_attempt() -> None:
     world = World(RUN, stored=LIVE, jobs=(Job("digits-1", 1, "failed", 137),))
     world.settle()

@@ -61,6 +61,7 @@ Json = dict[str, Any]
 _EVERY_S = 1.0
 _FRESH_S = 60.0
 _SWEEP_S = 60.0
+_TELL_EVERY_S = 30.0
 _HEAD = {"apiVersion": "fedfleet.dev/v1alpha1", "kind": "FederatedRun"}
 _log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class Controller:
         self._jobs = Watch(server, jobs_path(), changed=self._wake.set, labels=RUN_LABEL)
         self._pods = Watch(server, pods_path(), changed=self._wake.set, labels=RUN_LABEL)
         self._heard_at = monotonic()
+        self._told_at = float("-inf")
         self._swept = (0, monotonic())
 
     def run(self) -> None:
@@ -123,7 +125,9 @@ class Controller:
             self._heard_at = self._monotonic()
         except StoreError as error:
             silent_s = max(0.001, self._monotonic() - self._heard_at)
-            _log.warning("%s", error)
+            if self._monotonic() - self._told_at > _TELL_EVERY_S:
+                self._told_at = self._monotonic()
+                _log.warning("for %.0f s now: %s", silent_s, error)
         objects = self._runs.objects()
         jobs = self._by_owner(self._jobs.objects())
         pods: dict[str, list[Json]] = defaultdict(list)

@@ -34,6 +34,8 @@ from fedfleet_protocol.ids import RunId
 
 PATIENCE_S = 120.0
 """For how long a deleted object waits for a coordinator."""
+LINGER_S = 60.0
+"""For how long a runner may go on after its run has ended: it says its last words, and ends by itself."""
 
 
 def reconcile(desired: FederatedRun, observed: Observed, *, now_wall: float) -> list[Action]:
@@ -54,8 +56,8 @@ def reconcile(desired: FederatedRun, observed: Observed, *, now_wall: float) -> 
     if stored is not None and stored.live and stored.owner == desired.owner:
         actions += _live(desired, observed, stored)
     else:
-        # A finished runner's pod has its last lines; only those still at work are in nobody's interest.
-        actions += [DeleteJob(job.name) for job in observed.jobs if not job.ended and not job.deleting]
+        if _lingers(desired, stored, now_wall):
+            actions += [DeleteJob(job.name) for job in observed.jobs if not job.ended and not job.deleting]
         if _outlived(desired, now_wall):
             return [*actions, DeleteObject()]
     if stored is None and finished(desired.status):
@@ -127,6 +129,13 @@ def _farewell(desired: FederatedRun, observed: Observed) -> list[Action]:
     if (told or (observed.silent_s or 0.0) >= PATIENCE_S or not desired.run_id) and not observed.jobs:
         actions.append(Release())
     return actions
+
+
+def _lingers(desired: FederatedRun, stored: Stored | None, now_wall: float) -> bool:
+    """Whether a runner without a live run has had its time to end by itself, which leaves its log behind."""
+    if stored is None or stored.owner != desired.owner or stored.ended_wall is None:
+        return True
+    return now_wall - stored.ended_wall >= LINGER_S
 
 
 def _outlived(desired: FederatedRun, now_wall: float) -> bool:
