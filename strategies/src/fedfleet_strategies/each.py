@@ -6,7 +6,7 @@ for them: a robust rule does not believe what a device says about itself.
 
 Distances come from the Gram matrix of the updates, in float64. They are centred on the model that was sent, not on the
 mean of the updates: one attacker at 1e30 would move a mean, and with it the last digit of all distances among honest
-devices.
+devices. Integers do not count in distances; they go where the floats of their update go.
 """
 
 import contextlib
