@@ -702,3 +702,21 @@ def test_a_link_in_place_of_the_apps_folder_does_not_make_the_agent_send_its_own
         assert os.listdir(tmp_path / "trainers" / "done") == []
     finally:
         bench.supervisor.close()
+
+
+def test_an_app_that_fills_its_folder_with_small_files_is_ended(tmp_path: Path) -> None:
+    body = """
+    os.mkdir("deep")
+    for number in range(3000):
+        with open(f"deep/{number}", "wb") as file:
+            file.write(bytes(100_000))
+        time.sleep(0.005)
+    return answer(message)
+"""
+    bench = Bench(tmp_path, limits=handover.Limits(folder_bytes=20_000_000))
+    try:
+        ended, _ = bench.do(bench.work(bundle(tmp_path, TRAIN + body)))
+        assert isinstance(ended, Failed)
+        assert ended.code == "app" and "[limits] scratch_mb" in ended.text
+    finally:
+        bench.supervisor.close()

@@ -52,6 +52,9 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
         512
     )
     file_mb: Annotated[int, Meta(gt=0, description="Largest file the trainer may write.")] = 4096
+    scratch_mb: Annotated[
+        int, Meta(ge=0, description="Most disk space an app's own folder may take, its replies included; 0: no limit.")
+    ] = 8192
     disk_mb: Annotated[int, Meta(gt=0, description="Most disk space for models, updates and apps.")] = 16_384
     log_lines_per_s: Annotated[float, Meta(ge=0, description="Lines of app output forwarded; the rest is counted.")] = (
         20.0

@@ -332,6 +332,7 @@ def _limits(settings: Config) -> handover.Limits:
     return handover.Limits(
         memory_bytes=limits.memory_mb * 1_000_000,
         processes=limits.processes,
+        folder_bytes=limits.scratch_mb * 1_000_000,
         file_bytes=limits.file_mb * 1_000_000,
         lines_per_s=max(1, int(limits.log_lines_per_s)),
     )

@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         call(agent, folder)
         return 0
     fedfleet_sandbox.hide_memory()
-    Keeper(agent, start_inner(agent, folder)).run()
+    Keeper(agent, start_inner(agent, folder), folder).run()
     return 0
 
 

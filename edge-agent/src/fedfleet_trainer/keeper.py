@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedfleet_protocol import handover
 from fedfleet_protocol.errors import ProtocolError
@@ -56,17 +57,21 @@ class Keeper:
     Args:
         agent: connected to the agent.
         inner: was just started.
+        folder: the hand-over folder.
     """
 
-    def __init__(self, agent: socket.socket, inner: Inner, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, agent: socket.socket, inner: Inner, folder: Path, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._agent, self._inner, self._clock = agent, inner, clock
+        self._made = str(folder / handover.MADE)
         self._limits = handover.Limits()
         self._task = _Task()
         self._outgoing = bytearray()
         self._lines = {name: Lines(self._limits.lines_per_s, clock) for name in inner.streams}
         self._from_agent, self._from_inner = handover.FrameReader(), handover.FrameReader()
         self._pids: tuple[int, ...] = (inner.pid,)
-        self._beat_at = self._memory_at = 0.0
+        self._beat_at = self._memory_at = self._size_at = 0.0
         self._exceeded = ""
         self._tasks_before = 0
         self._over = False
@@ -195,6 +200,10 @@ class Keeper:
             self._memory_at = now + _LOOK_S
             self._check_memory()
             self._check_processes()
+        if self._task.busy and self._limits.folder_bytes and now >= self._size_at:
+            self._check_size()
+            # A folder of a hundred thousand files is not walked all the time.
+            self._size_at = self._clock() + max(BEAT_S, 20 * (self._clock() - now))
 
     def _check_memory(self) -> None:
         most = self._limits.memory_bytes
@@ -223,6 +232,15 @@ class Keeper:
                 f"the app had {count} processes; the device's owner allows {most} ([limits] processes): start fewer"
             )
             self._end(self._exceeded)  # then the agent ends the whole group at once, which no loop of kills could
+
+    def _check_size(self) -> None:
+        most, held = self._limits.folder_bytes, processes.size_of(self._made)
+        if held > most and not self._exceeded:
+            self._exceeded = (
+                f"the app's folder held {held // 1_000_000} MB; the device's owner allows {most // 1_000_000} MB "
+                "([limits] scratch_mb): write less, or remove what is not needed any more"
+            )
+            processes.kill_below(os.getpid())
 
     def _ended(self) -> bool:
         """Whether the inner process has ended; then the agent is told, and this one ends as well."""

@@ -48,6 +48,7 @@ class Limits(msgspec.Struct, frozen=True):
         nice: added to its niceness.
         lines_per_s: lines of output per second that are passed on; the rest is counted.
         processes: of the trainer and its children together.
+        folder_bytes: what the app's own folder may hold.
     """
 
     memory_bytes: int = 0
@@ -55,6 +56,7 @@ class Limits(msgspec.Struct, frozen=True):
     nice: int = 5
     lines_per_s: float = 200.0
     processes: int = 0
+    folder_bytes: int = 0
 
 
 class Sandbox(msgspec.Struct, frozen=True):

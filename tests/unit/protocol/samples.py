@@ -99,7 +99,7 @@ HANDOVER: tuple[handover.Frame, ...] = (
     handover.Load(
         run=RUN,
         bundle="bundle-1",
-        limits=handover.Limits(1 << 30, 1 << 31, 7, 50.0, 60),
+        limits=handover.Limits(1 << 30, 1 << 31, 7, 50.0, 60, 1 << 20),
         sandbox=handover.Sandbox(False, "none", ("/data",), ("/dev/nvidia0",), True, "/home/key", "/home/journal", 7),
     ),
     handover.Work(
