@@ -85,12 +85,10 @@ def up(
       fedfleet testfleet up --nodes 6 --clusters 3 --driver k3d
     """
     state = State(fleet)
-    kept = state.kept()
-    if kept is not None and kept.up and "up" in driver_of(kept.fleet, testcluster).states(kept.fleet).values():
-        raise BadInput(f"a fleet is up in {state.folder} already; end it with down, or keep another with --fleet DIR")
     if data_dir is not None and not data_dir.is_dir():
         raise BadInput(f"--data-dir {data_dir} is no folder; it has to hold a folder for each agent: 0, 1, 2 ...")
-    started = begin(state, driver_named(driver, testcluster), Wanted(nodes, clusters, state.driver, data_dir), context)
+    wanted = Wanted(nodes, clusters, state.driver, data_dir)
+    started = begin(state, driver_named(driver, testcluster), wanted, context=context, program=testcluster)
     if as_json:
         _print({"fleet": str(state.folder), "nodes": [node.name for node in started.nodes],
                 "context": str(started.context) if started.context else None,

@@ -36,5 +36,5 @@ def only_nodes(fleet: Fleet, action: str, target: str) -> str:
         BadInput: there is no such node. Cannot: it is a part.
     """
     if target in PARTS:
-        raise Cannot(f"{action} {target}: a pod can only be killed; {action} the node it runs on")
+        raise Cannot(f"{target} is a pod, which can only be killed; {action} the node it runs on")
     return fleet.node(target).machine

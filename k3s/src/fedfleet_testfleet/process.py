@@ -84,7 +84,7 @@ class ProcessDriver:
         """Return what was done to which processes; see `Driver`."""
         name = _known(fleet, fault)
         if fault.action not in _SIGNALS:
-            raise Cannot(f"{fault.action} {fault.target or 'the API server'}: {_why(fault.action)}; {_REMEDY}")
+            raise Cannot(f"{_why(fault.action)}; {_REMEDY}")
         sign, word = _SIGNALS[fault.action]
         deadline = time.monotonic() + PATIENCE_S
         while not (hit := self._hit(fleet, name, fault.action, sign)):

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from shutil import rmtree
 
 from msgspec.structs import replace
 
@@ -41,8 +42,25 @@ def driver_of(fleet: Fleet, program: Path | None = None) -> Driver:
     return driver_named(fleet.driver, program)
 
 
-def begin(state: State, driver: Driver, wanted: Wanted, context: Path | None = None) -> Fleet:
-    """Return a new fleet, which is kept in `state`."""
+def begin(
+    state: State, driver: Driver, wanted: Wanted, *, context: Path | None = None, program: Path | None = None
+) -> Fleet:
+    """Return a new fleet, which is kept in `state` in place of the one before.
+
+    Raises:
+        BadInput: it cannot be like that, or the one before is up. FleetFault: it does not start.
+    """
+    kept = state.kept()
+    if kept is not None:
+        before = driver_named(kept.fleet.driver, program)
+        if kept.up and "up" in before.states(kept.fleet).values():
+            raise BadInput(
+                f"a fleet is up in {state.folder} already; end it with down, or keep another with --fleet DIR"
+            )
+        if kept.up:
+            before.down(kept.fleet)  # it died; what is left of it would be in the way
+        rmtree(state.driver, ignore_errors=True)
+    state.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     fleet = driver.up(wanted)
     if context is not None:
         fleet = replace(fleet, context=context.expanduser().absolute())

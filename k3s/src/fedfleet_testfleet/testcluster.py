@@ -68,7 +68,7 @@ class TestclusterDriver:
             return f"the API server of cluster {cluster} is {'away' if away else 'there again'}"
         machine = pods.only_nodes(fleet, action, fault.target)
         if action not in _DONE:
-            raise Cannot(f"{fault}: a node of testcluster has the machine's processors; it can be stopped or cut")
+            raise Cannot("a node of testcluster has all the machine's processors; it can be stopped or cut")
         cluster = fleet.clusters[fleet.node(fault.target).cluster].name
         self._run(cluster, "node", action, machine)
         return f"{machine} of cluster {cluster} {_DONE[action]}"
