@@ -36,6 +36,7 @@ from fedfleet_protocol.messages import (
     Reply,
     Verdict,
 )
+from fedfleet_protocol.reasons import DECLINE
 from fedfleet_protocol.task import Stage
 from fedfleet_protocol.trust import sign_bundle
 
@@ -384,6 +385,68 @@ def test_a_device_that_lacks_packages_says_which_device_it_is(play: Play) -> Non
     scene.trainers.tell(supervisor.Failed(notice.order, "packages", "torch is not installed here"))
     scene.until(lambda: bool(scene.heard_of(Decline)))
     assert scene.heard_of(Decline)[0].text == f"torch is not installed here (on agent {ME})"  # type: ignore[union-attr]
+    scene.close()
+
+
+@pytest.mark.parametrize("code", ["packages", "bundle", "disk", "isolation"])
+def test_why_a_trainer_declines_is_said_in_the_agents_words_where_the_owner_keeps_logs(
+    play: Play, caplog: pytest.LogCaptureFixture, code: str
+) -> None:
+    scene = play(egress=Policy(logs=False))
+    notice = scene.notice()
+    scene.train(notice)
+    scene.trainers.tell(supervisor.Failed(notice.order, code, "name: Ada"))
+    scene.until(lambda: bool(scene.heard_of(Decline)))
+    (said,) = scene.heard_of(Decline)
+    assert isinstance(said, Decline)
+    assert (said.code, said.text.startswith(DECLINE[code]), "[egress] logs" in said.text) == (code, True, True)
+    assert "Ada" not in said.text
+    assert "Ada" in caplog.text
+    scene.close()
+
+
+def test_that_the_time_is_over_is_the_agents_own_word(play: Play) -> None:
+    scene = play(egress=Policy(logs=False))
+    notice = scene.notice()
+    scene.train(notice)
+    scene.trainers.tell(supervisor.Failed(notice.order, "deadline", "ended after 60 seconds"))
+    scene.until(lambda: bool(scene.heard_of(Decline)))
+    assert scene.heard_of(Decline)[0].text == "ended after 60 seconds"  # type: ignore[union-attr]
+    scene.close()
+
+
+def test_how_a_trainer_was_killed_stays_where_the_owner_keeps_logs(
+    play: Play, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = play(egress=Policy(logs=False))
+    notice = scene.notice()
+    scene.train(notice)
+    scene.time = 99.9
+    scene.trainers.tell(supervisor.Failed(notice.order, "outside", "name: Ada", status=-9))
+    scene.until(lambda: bool(scene.heard_of(Decline)))
+    (said,) = scene.heard_of(Decline)
+    assert isinstance(said, Decline)
+    assert (said.code, said.text.startswith("killed 1 times"), "signal 9" in said.text) == ("killed", True, True)
+    assert "Ada" not in said.text
+    assert "Ada" in caplog.text
+    scene.close()
+
+
+def test_what_is_wrong_with_a_reply_stays_where_the_owner_keeps_logs(
+    play: Play, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = play(egress=Policy(logs=False))
+    notice = scene.notice()
+    scene.train(notice)
+    scene.done(notice, content()[:8] + b"how long a manifest is can be a word, too")
+    scene.until(lambda: bool(scene.heard_of(Decline)))
+    (said,) = scene.heard_of(Decline)
+    assert isinstance(said, Decline)
+    assert (said.code, said.text) == (
+        "killed",
+        "what the trainer left cannot be kept; the device keeps what it said in its own log ([egress] logs = false)",
+    )
+    assert "what the trainer left" in caplog.text
     scene.close()
 
 

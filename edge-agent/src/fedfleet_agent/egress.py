@@ -22,7 +22,10 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True):
             '"*" covers all.'
         ),
     ] = ("train", "evaluate", "query")
-    logs: Annotated[bool, Meta(description="Whether lines that an app prints, and its tracebacks, may leave.")] = True
+    logs: Annotated[
+        bool,
+        Meta(description="Whether lines that an app prints, its tracebacks, and what else a trainer says may leave."),
+    ] = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +69,17 @@ def judge_reply(policy: Policy, message_type: str, size: int) -> Allowed | Withh
     return judge_task(policy, message_type)
 
 
-def judge_text(policy: Policy, text: str, *, status: int | None = None) -> str:
-    """Return what may leave of a text that holds an app's words, such as a traceback or the last lines it printed.
+def judge_text(policy: Policy, text: str, *, own: str = "the app failed", status: int | None = None) -> str:
+    """Return what may leave of a text that a trainer chose, such as a traceback or the last lines an app printed.
 
     Args:
+        own: the agent's words for the same, which leave in its place.
         status: how the app's process ended, if it did, negative for a signal; that leaves in any case.
     """
     if policy.logs:
         return text
-    ended = "" if status is None else f" with exit status {status}" if status >= 0 else f" with signal {-status}"
-    return f"the app failed{ended}; the device keeps what it said in its own log ([egress] logs = false)"
+    ended = "" if status is None else f" (exit status {status})" if status >= 0 else f" (signal {-status})"
+    return f"{own}{ended}; the device keeps what it said in its own log ([egress] logs = false)"
 
 
 def _covers(allowed: str, message_type: str) -> bool:

@@ -3,7 +3,8 @@
 - Killed from outside: again, with back-off, until the deadline; then it is declined.
 - An app that ended its own process: once more; then the reply is a Flower `Error` that says how it ended.
 - A reply, also one that is an `Error`, is looked at by the egress policy before it is kept.
-- Where the owner keeps logs on the device, an app's own words (a traceback, what it printed last) stay there as well.
+- Where the owner keeps logs on the device, all texts that a trainer chose (a traceback, what is missing) stay there as
+  well: an app can have its trainer say anything.
 - An `Error` leaves the app state as it was.
 """
 
@@ -24,6 +25,7 @@ from fedfleet_agent.errors import AgentError, DiskFull
 from fedfleet_protocol.errors import ProtocolError
 from fedfleet_protocol.ids import AgentId, Digest, Order, RunId
 from fedfleet_protocol.messages import BlobRef
+from fedfleet_protocol.reasons import DECLINE
 
 if TYPE_CHECKING:
     from fedfleet_protocol import records
@@ -195,23 +197,26 @@ class Training:
                 job.kills += 1
                 job.again_at = self._clock() + self._rng.uniform(longest / 2, longest)
                 if job.again_at >= job.until:
-                    self._fail(job, "killed", f"killed {job.kills} times: {failed.text}")
+                    own = f"killed {job.kills} times"
+                    text = self._sayable(job, f"{own}: {failed.text}", own=own, status=failed.status)
+                    self._fail(job, "killed", text)
             case "app":
                 job.app_failures += 1
                 if job.app_failures < _APP_TRIES:
                     job.again_at = self._clock()
                 else:
-                    self._keep_failure(job, self._sayable(job, failed.text, failed.status))
-            case "bundle":
-                self._fail(job, failed.code, self._sayable(job, failed.text, failed.status))
-            case "packages":
-                self._fail(job, failed.code, f"{failed.text} (on agent {self._agent})")
+                    self._keep_failure(job, self._sayable(job, failed.text, status=failed.status))
+            case "deadline":
+                self._fail(job, failed.code, failed.text)  # the supervisor's word; no trainer can say that
             case _:
-                self._fail(job, failed.code, failed.text)
+                own = DECLINE[failed.code]
+                text = self._sayable(job, failed.text, own=own, status=failed.status)
+                where = f" (on agent {self._agent})" if failed.code == "packages" else ""
+                self._fail(job, failed.code, f"{text}{where}")
 
-    def _sayable(self, job: _Job, text: str, status: int | None = None) -> str:
-        """Return what may leave of an app's words; the device's own log has them all if that is not everything."""
-        sayable = egress.judge_text(self._config().egress, text, status=status)
+    def _sayable(self, job: _Job, text: str, *, own: str = "the app failed", status: int | None = None) -> str:
+        """Return what may leave of a trainer's words; the device's own log has them all if that is not everything."""
+        sayable = egress.judge_text(self._config().egress, text, own=own, status=status)
         if sayable != text:
             notice = job.entry.notice
             _log.warning("kept on this device: %s", text[-_MAX_REASON:], extra={"run": notice.run, "n": notice.n})
@@ -270,7 +275,8 @@ class Training:
             except DiskFull as error:
                 event = core.Failed(job.entry.order, "disk", str(error))
             except (AgentError, ProtocolError, OSError) as error:
-                event = core.Failed(job.entry.order, "killed", f"what the trainer left cannot be kept: {error}")
+                own = "what the trainer left cannot be kept"
+                event = core.Failed(job.entry.order, "killed", self._sayable(job, f"{own}: {error}", own=own))
             for left in handed:
                 if left is not None:
                     left.path.unlink(missing_ok=True)
