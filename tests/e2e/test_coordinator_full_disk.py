@@ -43,4 +43,22 @@ def test_a_full_disk_in_mid_run_costs_time_and_nothing_else(small_disk: Path, tm
         ended = run.wait()
         assert ended.snapshot["state"] == "finished", ended
         assert ended.model == undisturbed.model
-        assert "disk" in log or "full" in log, log[-2000:]
+        assert "is full; the run goes on when there is room" in log, log[-2000:]
+
+
+def test_a_run_that_is_submitted_on_a_full_disk_begins_when_there_is_room(small_disk: Path, tmp_path: Path) -> None:
+    with LocalFleet(agents=2, state=tmp_path / "fleet") as fleet:
+        first = fleets.submit(fleet, QUICKSTART, "-c", "num-server-rounds=1").wait()
+        assert first.snapshot["state"] == "finished", first
+        fleet.coordinator.hold()
+        fill(small_disk / "filler")
+        with (small_disk / "filler").open("r+b") as filler:  # room for rows and a log line, not for a runner's files
+            filler.truncate(filler.seek(0, 2) - (256 << 10))
+        fleet.coordinator.release()
+        fleet.wait_ready()
+        run = fleets.submit(fleet, QUICKSTART, "-c", "num-server-rounds=1")
+        time.sleep(6)
+        assert run.snapshot()["state"] in ("pending", "running"), run.snapshot()
+        (small_disk / "filler").unlink()
+        ended = run.wait()
+        assert ended.snapshot["state"] == "finished", ended

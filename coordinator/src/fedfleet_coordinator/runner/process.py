@@ -96,7 +96,7 @@ def outcome_of(
     try:
         # Before anything of the app runs: what it imports may create messages.
         compat.identify(run=flower_number(run.run), node=compat.SERVER_NODE)
-        unpack_bundle(_copied(bundle, home / "bundle"), folder)
+        scratch.write(lambda: unpack_bundle(_copied(bundle, home / "bundle"), folder))
         # Apps read files that lie beside their code, and write results to where they are; this copy is theirs.
         os.chdir(folder)
         description = describe_app(folder)
