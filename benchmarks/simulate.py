@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfleet_coordinator.simulation.hub import Fleet
+from fedfleet_coordinator.simulation.fleet import Fleet
 from fedfleet_coordinator.simulation.session import Simulation
 from fedfleet_flower.compat import build_bundle
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedfleet_coordinator.cli.localfleet import LocalFleet
-from fedfleet_coordinator.simulation.hub import Fleet
+from fedfleet_coordinator.simulation.fleet import Fleet
 from fedfleet_coordinator.simulation.session import Simulation
 from fedfleet_flower.compat import build_bundle
 from tests.e2e.fleet import QUICKSTART, submit

@@ -13,7 +13,7 @@ import pytest
 
 from fedfleet_coordinator.simulation.devices import Conditions, duration, link
 from fedfleet_coordinator.simulation.errors import Unusable
-from fedfleet_coordinator.simulation.hub import Fleet
+from fedfleet_coordinator.simulation.fleet import Fleet
 from fedfleet_coordinator.simulation.session import Simulation
 from fedfleet_flower.compat import build_bundle
 
@@ -298,7 +298,7 @@ def test_what_nobody_needs_any_more_is_gone(make: Make) -> None:
 MEASURED = """
 import os, resource, sys
 from pathlib import Path
-from fedfleet_coordinator.simulation.hub import Fleet
+from fedfleet_coordinator.simulation.fleet import Fleet
 from fedfleet_coordinator.simulation.session import Simulation
 if __name__ == "__main__":
     agents, cohort = int(sys.argv[2]), int(sys.argv[3])

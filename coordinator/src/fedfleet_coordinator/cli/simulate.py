@@ -17,7 +17,7 @@ from fedfleet_coordinator.cli.submission import Options, pack
 from fedfleet_coordinator.cli.view import ending
 
 if TYPE_CHECKING:
-    from fedfleet_coordinator.simulation.hub import Fleet
+    from fedfleet_coordinator.simulation.fleet import Fleet
 
 _T = TypeVar("_T")
 _FIELDS = ("app", "config", "quorum", "deadline_s", "grace_s", "late", "gate")
@@ -147,7 +147,7 @@ def _fleet(
     drop_out: str,
 ) -> "Fleet":  # fmt: skip
     from fedfleet_coordinator.simulation import devices
-    from fedfleet_coordinator.simulation.hub import Fleet
+    from fedfleet_coordinator.simulation.fleet import Fleet
 
     if cohort is not None and cohort > agents:
         raise BadInput(f"--cohort {cohort} is more than there are devices: --agents {agents}")

@@ -14,7 +14,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,8 +23,9 @@ from fedfleet_coordinator.exchanges import Exchanges, Limits, writable
 from fedfleet_coordinator.outbox import Outbox
 from fedfleet_coordinator.rows import Agent, Blob, Exchange, GridAnswer, Ref, Run, Task, Turn
 from fedfleet_coordinator.runner.inprocess import Anybody, InProcessHub, Work, refused_as_told
-from fedfleet_coordinator.simulation.devices import Conditions, name_of, number_of, sampled
+from fedfleet_coordinator.simulation.devices import name_of, number_of, sampled
 from fedfleet_coordinator.simulation.errors import room_in
+from fedfleet_coordinator.simulation.fleet import Device, Fleet, Job, copy
 from fedfleet_coordinator.simulation.history import History
 from fedfleet_coordinator.simulation.pool import Answered, Pool
 from fedfleet_coordinator.simulation.worker import Call
@@ -50,36 +50,6 @@ from fedfleet_protocol.messages import (
 _T = TypeVar("_T")
 _NEVER_S = 1e12
 """A lease in virtual time would find no device that lost its notice."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fleet:
-    """The fleet that is simulated.
-
-    Attributes:
-        cohort: how many of the agents each answer of the Grid names; None for all.
-    """
-
-    agents: int
-    cohort: int | None = None
-    conditions: Conditions = field(default_factory=Conditions)
-
-
-@dataclass(slots=True)
-class _Job:
-    """A task that a device works on: its call is with the pool until it has computed, then its reply is under way."""
-
-    index: int
-    notice: Notice
-    answer: Answered | None = None
-
-
-@dataclass(slots=True)
-class _Device:
-    """What there is of a device: the task at hand, and the state after its last accepted reply, None if it is empty."""
-
-    job: _Job | None = None
-    state: Path | None = None
 
 
 class SimulatedHub(InProcessHub):
@@ -107,8 +77,8 @@ class SimulatedHub(InProcessHub):
         os.link(bundle, self.blob(row.bundle))
         self._store, self._began_wall = MemoryStore(), time.time()
         self._everybody = [name_of(i) for i in range(fleet.agents)] if fleet.cohort is None else []
-        self._devices: dict[AgentId, _Device] = {}
-        self._events: list[tuple[float, int, _Job]] = []
+        self._devices: dict[AgentId, Device] = {}
+        self._events: list[tuple[float, int, Job]] = []
         self._dues: dict[int, float] = {}
         self._count = 0
 
@@ -200,7 +170,7 @@ class SimulatedHub(InProcessHub):
         def keep(tx: Tx, now: Now, out: Outbox) -> None:
             if tx.get(Blob, blocks.digest) is None:
                 with room_in(self._blobs.parent):
-                    _copy(fd, blocks.size, self.blob(blocks.digest))
+                    copy(fd, blocks.size, self.blob(blocks.digest))
                 tx.put(_row(blocks.digest, blocks.size, now))
 
         self._call(keep)
@@ -271,7 +241,7 @@ class SimulatedHub(InProcessHub):
     # --- devices ------------------------------------------------------------------------------------------------------
 
     def _hear(self, agent: AgentId, message: ToAgent) -> None:
-        device = self._devices.setdefault(agent, _Device())
+        device = self._devices.setdefault(agent, Device())
         match message:
             case Notice():
                 self._give_up(device)  # it asks, and is told that the task before is closed
@@ -285,7 +255,7 @@ class SimulatedHub(InProcessHub):
                 self._give_up(device)
                 del self._devices[agent]
 
-    def _begin(self, agent: AgentId, device: _Device, notice: Notice) -> None:
+    def _begin(self, agent: AgentId, device: Device, notice: Notice) -> None:
         """Let a device work on a task; one that will never answer in time is not even called."""
         index, conditions = number_of(agent), self._fleet.conditions
         if conditions.drops_out(index, notice.n):
@@ -295,7 +265,7 @@ class SimulatedHub(InProcessHub):
         takes_s = pace.transfer_s(notice.payload.blob.size) + pace.compute_s
         if takes_s > notice.remaining_s and self._row.late == "refuse":
             return
-        device.job = _Job(index, notice)
+        device.job = Job(index, notice)
         self._schedule(device.job, takes_s)
         call = Call(
             order=notice.order, message=self.blob(notice.payload.blob.digest), state=device.state,
@@ -305,7 +275,7 @@ class SimulatedHub(InProcessHub):
         )  # fmt: skip
         self._pool.submit(call, at=self.up_s + takes_s)
 
-    def _happen(self, job: _Job) -> bool:
+    def _happen(self, job: Job) -> bool:
         """Let a device have computed, or its reply arrive; return whether its task is settled now."""
         agent, notice = job.notice.agent, job.notice
         device = self._devices.get(agent)
@@ -337,7 +307,7 @@ class SimulatedHub(InProcessHub):
 
         self._do(reply)
 
-    def _promote(self, device: _Device, verdict: Verdict) -> None:
+    def _promote(self, device: Device, verdict: Verdict) -> None:
         """Let the state that an accepted reply left be the device's; an error leaves it as it was."""
         job, device.job = device.job, None
         assert job is not None  # its reply was accepted in this very transaction
@@ -350,7 +320,7 @@ class SimulatedHub(InProcessHub):
         if job.answer.state is not None:
             device.state = job.answer.state.rename(self._states / str(verdict.order))
 
-    def _give_up(self, device: _Device) -> None:
+    def _give_up(self, device: Device) -> None:
         """Forget what a call returned, or would have: its reply is not wanted."""
         job, device.job = device.job, None
         if job is None:
@@ -360,7 +330,7 @@ class SimulatedHub(InProcessHub):
         else:
             self._pool.drop(job.answer)
 
-    def _schedule(self, job: _Job, after_s: float) -> None:
+    def _schedule(self, job: Job, after_s: float) -> None:
         self._count += 1
         heapq.heappush(self._events, (self.up_s + after_s, self._count, job))
 
@@ -417,13 +387,3 @@ class SimulatedHub(InProcessHub):
 
 def _row(digest: Digest, size: int, now: Now) -> Blob:
     return Blob(digest=digest, size=size, file=digest, stored_at=now.up)
-
-
-def _copy(fd: int, size: int, target: Path) -> None:
-    into = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        offset = 0
-        while offset < size and (sent := os.sendfile(into, fd, offset, size - offset)):
-            offset += sent
-    finally:
-        os.close(into)

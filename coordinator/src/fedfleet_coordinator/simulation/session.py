@@ -25,7 +25,8 @@ from fedfleet_coordinator.runner.patience import Patience
 from fedfleet_coordinator.runner.process import outcome_of
 from fedfleet_coordinator.runner.scratch import Scratch
 from fedfleet_coordinator.simulation.errors import NoRoom, room_in
-from fedfleet_coordinator.simulation.hub import Fleet, SimulatedHub
+from fedfleet_coordinator.simulation.fleet import Fleet
+from fedfleet_coordinator.simulation.hub import SimulatedHub
 from fedfleet_coordinator.simulation.pool import Pool
 from fedfleet_protocol.blocks import blocks_of
 from fedfleet_protocol.ids import AgentId, run_id
