@@ -89,8 +89,14 @@ def digits() -> list[Line]:
     ]
 
 
-def rounds_to(accuracy: float, kind: Any, seed: int, most: int = 100) -> int:
-    """Return after how many rounds the model is that accurate on examples that nobody trained on."""
+def rounds_to(
+    accuracy: float, kind: Any, seed: int, *, most: int = 100, alpha: float = 0.1, lr: float = 0.5, epochs: int = 5
+) -> int:
+    """Return after how many rounds the model is that accurate on examples that nobody trained on.
+
+    Args:
+        kind: makes the strategy. most: rounds after which it is given up. alpha: of the Dirichlet; large is no skew.
+    """
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -98,13 +104,15 @@ def rounds_to(accuracy: float, kind: Any, seed: int, most: int = 100) -> int:
     order = rng.permutation(len(data.target))
     x, y = np.asarray(data.data[order] / 16.0, np.float32), data.target[order]
     test = len(y) // 5
-    parts = dirichlet(y[test:], 10, 0.1, rng)
-    fleet = Fleet(softmax([(x[test:][part], y[test:][part]) for part in parts], seed), 10)
+    parts = dirichlet(y[test:], 10, alpha, rng)
+    fleet = Fleet(softmax([(x[test:][part], y[test:][part]) for part in parts], seed, lr, epochs), 10)
     strategy = kind(fraction_evaluate=0.0, seed=seed)
     arrays = ArrayRecord({"w": Array(np.zeros((64, 10), np.float32)), "b": Array(np.zeros(10, np.float32))})
     for server_round in range(1, most + 1):
         messages = strategy.configure_train(server_round, arrays, ConfigRecord(), fleet)
         arrays, _ = strategy.aggregate_train(server_round, fleet.send_and_receive(messages))
+        if arrays is None:
+            raise RuntimeError(strategy.explain(server_round))
         scores = x[:test] @ arrays["w"].numpy() + arrays["b"].numpy()
         if float((scores.argmax(1) == y[:test]).mean()) >= accuracy:
             return server_round
@@ -132,6 +140,10 @@ def softmax(data: list[tuple[Floats, Floats]], seed: int, lr: float = 0.5, epoch
         x, y = data[context.node_id - 1]
         now = {name: array.numpy() for name, array in content["arrays"].items()}
         rng = np.random.default_rng([seed, context.node_id, int(content["config"]["server-round"])])
+        scores = x @ now["w"] + now["b"]
+        loss = np.mean(
+            np.log(np.exp(scores - scores.max(1, keepdims=True)).sum(1)) + scores.max(1) - scores[range(len(y)), y]
+        )
         lent, steps = client.correction(), 0
         for _ in range(epochs):
             order = rng.permutation(len(y))
@@ -147,9 +159,8 @@ def softmax(data: list[tuple[Floats, Floats]], seed: int, lr: float = 0.5, epoch
                 steps += 1
         client.done(steps=steps, lr=lr)
         arrays = ArrayRecord({name: Array(value) for name, value in now.items()})
-        return Message(
-            RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": len(y)})}), reply_to=message
-        )
+        metrics = MetricRecord({"num-examples": len(y), "train_loss": float(loss)})
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
     return train
 
