@@ -15,15 +15,15 @@ from fedfleet_testfleet.report import lines_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
-ROUNDS = 30
+ROUNDS = 10
 """A round of quickstart takes a tenth of a second: with a few, the run would be over before the fault."""
 
 
-def scenario(folder: Path, name: str, *steps: str, agents: int = 2) -> Path:
+def scenario(folder: Path, name: str, *steps: str, agents: int = 2, rounds: int = ROUNDS) -> Path:
     file = folder / f"{name}.yaml"
     run = {
         "app": str(QUICKSTART), "options": ["--seed", "7"],
-        "config": {"num-server-rounds": ROUNDS, "min-nodes": agents},
+        "config": {"num-server-rounds": rounds, "min-nodes": agents},
     }  # fmt: skip
     file.write_text(yaml.safe_dump({"name": name, "run": run, "steps": list(steps), "within": "5m"}))
     return file
@@ -66,7 +66,7 @@ def test_a_fleet_is_hurt_from_another_terminal_and_the_report_tells_it(tmp_path:
         assert [one["fault"] for one in json.loads(hurt.stdout)] == ["stop agent-0 for 0.5s", "start agent-0"], hurt
         cut = testfleet(tmp_path, "fault", "cut", "agent-0")
         assert cut.returncode == 2 and "can be stopped" in cut.stderr
-        late = scenario(tmp_path, "late", "at round 99: kill coordinator", agents=1)
+        late = scenario(tmp_path, "late", "at round 99: kill coordinator", agents=1, rounds=1)
         played = testfleet(tmp_path, "scenario", str(late), "--junit", str(tmp_path / "played.xml"))
         assert played.returncode == 1 and "the run was over before" in played.stderr, played
     finally:

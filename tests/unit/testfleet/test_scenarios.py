@@ -135,3 +135,23 @@ def test_every_step_and_every_end_is_done_exactly_once_whatever_the_times(
             done[one.key] = now
     wanted = {(n, False) for n in range(len(steps))} | {(n, True) for n, s in enumerate(steps) if s.fault.for_s}
     assert set(done) == wanted
+
+
+# --- what is written for people --------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[3]
+EXAMPLE = ROOT / "k3s" / "scenarios" / "coordinator-dies.yaml"
+
+
+def test_the_example_can_be_played() -> None:
+    scenario = load(EXAMPLE)
+    assert scenario.app == ROOT / "examples" / "digits" and (scenario.app / "pyproject.toml").exists()
+    assert [str(step) for step in scenario.steps] == [
+        "at round 2: kill coordinator", "at round 3: stop agent-1 for 3s", "at round 4 + 0.5s: kill broker",
+    ]  # fmt: skip
+
+
+def test_the_page_shows_the_example() -> None:
+    page = (ROOT / "docs" / "how-to" / "test-on-a-fleet.md").read_text()
+    shown = page.partition("```yaml\n")[2].partition("```")[0]
+    assert shown == EXAMPLE.read_text()[EXAMPLE.read_text().index("name:") :]
