@@ -29,6 +29,7 @@ class Sum:
 
     def __init__(self, d: int, k: int, dtype: np.dtype[Any]) -> None:
         self._delta, self._ints = np.zeros(d, dtype), np.zeros(k, np.float64)
+        self._empty = True
         self.weight, self.count = 0.0, 0
         self._extra: dict[str, Vector] = {}
         self._scalars: dict[str, float] = {}
@@ -51,6 +52,7 @@ class Sum:
         """Add all that another fold holds."""
         self._settle()
         other._settle()
+        self._empty = self._empty and other._empty
         self._delta += other._delta
         self._ints += other._ints
         self._note(other.weight, other.count, other._extra, other._scalars)
@@ -113,7 +115,7 @@ class Sum:
         numbers: Any = records[name]
         delta, ints = vectors["delta"].numpy(), vectors["ints"].numpy()
         made = cls(0, 0, delta.dtype)
-        made._delta, made._ints = np.array(delta), np.array(ints)
+        made._delta, made._ints, made._empty = np.array(delta), np.array(ints), False
         made.weight, made.count = float(numbers["weight"]), int(numbers["count"])
         made._scalars = dict(zip(numbers["keys"], numbers["scalars"], strict=True))
         made._extra = {
@@ -135,6 +137,8 @@ class Sum:
             self._scalars[name] = self._scalars.get(name, 0.0) + value
 
     def _add_vector(self, weight: float, delta: Vector) -> None:
+        self._empty = False
+
         def work(start: int, stop: int) -> None:
             for low in range(start, stop, _BLOCK):
                 here = slice(low, min(low + _BLOCK, stop))
@@ -148,6 +152,7 @@ class Sum:
             return
         waiting, self._waiting = self._waiting, []
         layout, sent = waiting[0][1].layout, waiting[0][1].sent
+        empty, self._empty = self._empty, False
         weights = [self._delta.dtype.type(weight) for weight, _ in waiting]
 
         def work(start: int, stop: int) -> None:
@@ -159,8 +164,11 @@ class Sum:
                     total, apart = self._delta[low:high], scratch[: high - low]
                     here = slice(low - offset, high - offset)
                     was = sent.floats[i][here]
-                    for weight, (_, source) in zip(weights, waiting, strict=True):
+                    for turn, (weight, (_, source)) in enumerate(zip(weights, waiting, strict=True)):
                         np.subtract(source.views.floats[i][here], was, out=apart, dtype=apart.dtype)
+                        if empty and not turn:  # the zeros that it would be added to need not be read
+                            np.multiply(apart, weight, out=total)
+                            continue
                         np.multiply(apart, weight, out=apart)
                         np.add(total, apart, out=total)
 
