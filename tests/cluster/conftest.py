@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+PATIENCE = float(os.environ.get("FEDFLEET_TEST_PATIENCE", "1"))
+"""More on a machine that is busy with other work: every time limit of these tests is multiplied by it."""
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 
 
@@ -28,7 +30,7 @@ class Kubectl:
         return subprocess.run(
             [self.program, "--kubeconfig", self.kubeconfig, *arguments],
             input=yaml.safe_dump_all(objects) if objects is not None else None,
-            capture_output=True, text=True, check=False, timeout=60,
+            capture_output=True, text=True, check=False, timeout=60 * PATIENCE,
         )  # fmt: skip
 
     def must(self, *arguments: str, objects: list[dict[str, Any]] | None = None) -> str:

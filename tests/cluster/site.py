@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tests.cluster.conftest import MANIFESTS, Kubectl
+from tests.cluster.conftest import MANIFESTS, PATIENCE, Kubectl
 
 ROOT = MANIFESTS.parent
 DIGITS = ROOT / "examples" / "digits"
@@ -45,7 +45,7 @@ class Installed:
             command = [sys.executable, "-m", "fedfleet_coordinator.cli", *arguments]
             environment = {"FEDFLEET_CONTEXT": str(local), "PATH": "/usr/bin:/bin", "HOME": str(self.folder)}
             done = subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120, env=environment
+                command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120 * PATIENCE, env=environment
             )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -68,7 +68,7 @@ class Installed:
 def install_hub(kubectl: Kubectl, folder: Path) -> Installed:
     """Apply manifests/hub, wait until it serves, and fetch the first user's context."""
     kubectl.must("apply", "-k", str(MANIFESTS / "hub"))
-    kubectl.must("-n", HUB, "rollout", "status", "deployment/hub", "--timeout=50s")
+    kubectl.must("-n", HUB, "rollout", "status", "deployment/hub", f"--timeout={int(50 * PATIENCE)}s")
     pod = kubectl.must("-n", HUB, "get", "pod", "-l", "app.kubernetes.io/name=fedfleet-hub", "-o", "name").strip()
     packed = folder / "admin.tar"
     command = [kubectl.program, "--kubeconfig", kubectl.kubeconfig, "-n", HUB, "exec", pod, "-c", "coordinator", "--",
@@ -90,7 +90,9 @@ def write_shards(kubectl: Kubectl) -> list[str]:
     trainer = next(one for one in tree["images"] if one["name"] == "fedfleet/trainer")
     pods = []
     for number, node in enumerate(nodes):
-        act = f"python shards.py /tmp/shards --agents {len(nodes)} && cp /tmp/shards/{number}/digits.npz /srv/digits/"
+        # What an earlier hub made of this node is of no use to this one.
+        make = f"python shards.py /tmp/shards --agents {len(nodes)} && cp /tmp/shards/{number}/digits.npz /srv/digits/"
+        act = f"rm -rf /node/agent && {make}"
         pods.append({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"shard-{number}", "namespace": SITE},
             "spec": {
@@ -99,20 +101,27 @@ def write_shards(kubectl: Kubectl) -> list[str]:
                     "name": "shard", "image": f"fedfleet/trainer:{trainer['newTag']}", "workingDir": "/code",
                     "command": ["/bin/sh", "-c", act], "securityContext": {"runAsUser": 0},
                     "volumeMounts": [
-                        {"name": "code", "mountPath": "/code"}, {"name": "srv", "mountPath": "/srv/digits"}],
+                        {"name": "code", "mountPath": "/code"}, {"name": "srv", "mountPath": "/srv/digits"},
+                        {"name": "node", "mountPath": "/node"}],
                 }],
                 "volumes": [
                     {"name": "code", "configMap": {"name": "shards", "items": [
                         {"key": "shards.py", "path": "shards.py"}, {"key": "data.py", "path": "digits/data.py"},
                         {"key": "init.py", "path": "digits/__init__.py"}]}},
                     {"name": "srv", "hostPath": {"path": "/srv/fedfleet/digits", "type": "DirectoryOrCreate"}},
+                    {"name": "node", "hostPath": {"path": "/var/lib/fedfleet", "type": "DirectoryOrCreate"}},
                 ],
             },
         })  # fmt: skip
     kubectl.must("apply", "-f", "-", objects=[code, *pods])
     for number in range(len(nodes)):
         kubectl.must(
-            "-n", SITE, "wait", f"pod/shard-{number}", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=50s"
+            "-n",
+            SITE,
+            "wait",
+            f"pod/shard-{number}",
+            "--for=jsonpath={.status.phase}=Succeeded",
+            f"--timeout={int(50 * PATIENCE)}s",
         )
     kubectl.must("-n", SITE, "delete", "pod", *(f"shard-{number}" for number in range(len(nodes))), "--wait=false")
     return nodes
@@ -127,8 +136,8 @@ def join_nodes(hub: Installed) -> list[Json]:
     kubectl.must("apply", "-f", "-", objects=[one for one in objects if one["kind"] == "Namespace"])
     nodes = write_shards(kubectl)
     kubectl.must("apply", "-f", "-", objects=objects)
-    kubectl.must("-n", SITE, "rollout", "status", "daemonset/agent", "--timeout=55s")
-    until = time.monotonic() + 30
+    kubectl.must("-n", SITE, "rollout", "status", "daemonset/agent", f"--timeout={int(55 * PATIENCE)}s")
+    until = time.monotonic() + 30 * PATIENCE
     while True:
         agents: list[Json] = yaml.safe_load(hub.fedfleet("agents", "--json"))
         if sum(bool(one["online"]) for one in agents) >= len(nodes):

@@ -50,6 +50,7 @@ from fedfleet_coordinator.operator.seen import (
     FederatedRun,
     Observed,
     Stored,
+    config_values,
     federated_run,
     spell_time,
 )  # fmt: skip
@@ -262,7 +263,8 @@ class Controller:
         spec = found["spec"]
         exchange, agents, app = spec["exchange"], spec["agents"], spec["app"]
         wanted: Json = {
-            "owner": run.owner, "config": spec.get("config") or {}, "selector": agents.get("selector") or {},
+            "owner": run.owner, "config": config_values(spec.get("config") or {}),
+            "selector": agents.get("selector") or {},
             "min_agents": agents["min"], "quorum": str(exchange["quorum"]), "deadline_s": exchange["deadlineSeconds"],
             "grace_s": exchange["graceSeconds"], "late": exchange["late"].lower(), "priority": spec["priority"],
             "max_attempts": spec["maxAttempts"],

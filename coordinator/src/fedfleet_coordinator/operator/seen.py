@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ Json = dict[str, Any]
 FINALIZER = "fedfleet.dev/run"
 RUN_ID = "fedfleet.dev/run-id"
 CREATED = "fedfleet.dev/run-created"
+_FRACTION = re.compile(r"[-+]?(\d+\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,23 @@ class Observed:
     stored: Stored | None = None
     silent_s: float | None = None
     jobs: tuple[Job, ...] = ()
+
+
+def config_values(given: Json) -> Json:
+    """Return a FederatedRun's configuration with each value of its kind.
+
+    Its schema knows whole numbers and text; text that is spelled like a fraction or a truth value is one, and text in
+    double quotes is what is between them.
+    """
+    return {key: _value(value) if isinstance(value, str) else value for key, value in given.items()}
+
+
+def _value(text: str) -> bool | float | str:
+    if text in ("true", "false"):
+        return text == "true"
+    if _FRACTION.fullmatch(text):
+        return float(text)
+    return text[1:-1] if len(text) >= 2 and text[0] == text[-1] == '"' else text
 
 
 def spell_time(wall: float) -> str:
