@@ -321,6 +321,8 @@ class Supervisor:
     def _take(self, place: _Place, frame: handover.ToAgent) -> None:
         work = place.work
         match frame:
+            case handover.Loaded() | handover.LoadFailed() if place.ready:
+                raise Malformed("how it was loaded, a second time")
             case handover.Loaded():
                 place.ready = True
                 if work:

@@ -144,10 +144,14 @@ class Keeper:
             self._end(f"the trainer said what is not a frame: {error}")
             return
         for frame in frames:
-            self._pass_on(frame)
+            if not self._over:
+                self._pass_on(frame)
 
     def _pass_on(self, frame: handover.ToAgent) -> None:
         match frame:
+            case Loaded() | LoadFailed() if not self._task.loading:
+                self._end("the trainer said what it must not: how it was loaded, a second time")
+                return
             case Loaded() | LoadFailed():
                 self._task = _Task()
             case Done() | Failed():
