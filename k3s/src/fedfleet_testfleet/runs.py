@@ -81,7 +81,7 @@ class CoordinatorRuns:
         self._context, self._shell = context, shell or LocalShell()
         try:
             table = tomllib.loads(context.read_text(encoding="utf-8"))
-            self._host, self._port = urlsplit(table["url"]).hostname or "", urlsplit(table["url"]).port
+            self._host, self._port = urlsplit(str(table["url"])).hostname or "", urlsplit(str(table["url"])).port
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             self._tls.minimum_version = ssl.TLSVersion.TLSv1_3
             self._tls.load_verify_locations(context.parent / Path(table["ca"]).expanduser())

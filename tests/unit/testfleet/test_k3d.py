@@ -38,7 +38,9 @@ def fleet(shell: FakeK3d, tmp_path: Path) -> Fleet:
 RUNNING = "docker inspect --format {{.State.Running}} "
 PLUGGED = "docker inspect --format {{json .NetworkSettings.Networks}} "
 FIRST, LATER = "k3d-fedfleet-0-agent-2", "k3d-fedfleet-1-agent-0"
-KILL = "delete pods --all-namespaces --selector=app.kubernetes.io/name=fedfleet-"
+KUBECTL = "kubectl --kubeconfig HERE/kubeconfig-"
+KILL = "delete pods --all-namespaces --selector=app.kubernetes.io/name"
+ON_NODE = f"--field-selector=spec.nodeName={LATER}"
 AT_ONCE = "--grace-period=0 --force --wait=false --output=name"
 
 
@@ -65,10 +67,10 @@ AT_ONCE = "--grace-period=0 --force --wait=false --output=name"
                 RUNNING + "k3d-fedfleet-0-server-0", "k3d node start k3d-fedfleet-0-server-0",
             ],
         ),
-        ("kill coordinator", [f"kubectl --kubeconfig HERE/kubeconfig-0 {KILL}coordinator {AT_ONCE}"]),
+        ("kill coordinator", [f"{KUBECTL}0 {KILL} in (fedfleet-coordinator, fedfleet-hub) {AT_ONCE}"]),
         (
             "kill agent-3",
-            [f"kubectl --kubeconfig HERE/kubeconfig-1 {KILL}agent --field-selector=spec.nodeName={LATER} {AT_ONCE}"],
+            [f"{KUBECTL}1 {KILL}=fedfleet-agent {ON_NODE} {AT_ONCE}"],
         ),
     ],
 )  # fmt: skip
