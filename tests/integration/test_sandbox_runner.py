@@ -78,6 +78,40 @@ def test_a_runner_reaches_its_folder_and_the_api_and_nothing_else(tmp_path: Path
     assert found == ({"api", "own", "data"} | signals if confined else everything)
 
 
+@pytest.mark.parametrize(
+    ("landlock", "seccomp", "words"),
+    [
+        (7, True, []),
+        (3, True, ["any TCP port"]),
+        (0, True, ["all files", "any TCP port"]),
+        (7, False, ["other sockets"]),
+        (2, False, ["any TCP port", "emptied", "other sockets"]),
+    ],
+)
+def test_what_is_not_confined_here_is_said(landlock: int, seccomp: bool, words: list[str]) -> None:
+    said = confinement.lacking(fedfleet_sandbox.Applied(landlock, seccomp))
+    assert [word for word in ("all files", "any TCP port", "emptied", "other sockets") if word in said] == words
+    assert bool(said) == bool(words)
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(("landlock", "said"), [(3, True), (7, False)])
+def test_a_runner_knows_what_its_kernel_could_not_confine(tmp_path: Path, landlock: int, said: bool) -> None:
+    program = f"""
+import os
+from fedfleet_coordinator.runner import confinement
+from fedfleet_sandbox import Abilities, kernel
+able = kernel.probe()
+kernel.probe = lambda: Abilities(min({landlock}, able.landlock), able.seccomp, able.machine)
+print(confinement.enter(os.environ, []))
+"""
+    environment = {**os.environ, confinement.ENVIRONMENT: confinement.spelled(tmp_path, "https://127.0.0.1:1")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ("any TCP port" in done.stdout) == said
+
+
 def test_a_hub_with_a_name_leaves_datagrams_to_ask_for_it() -> None:
     folder = Path("/nowhere")
     assert confinement.policy(folder, "https://hub.example").datagrams

@@ -9,7 +9,7 @@ if __name__ == "__main__":
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONHASHSEED": "0"})  # noqa: S606
     from fedfleet_coordinator.runner import confinement
 
-    confinement.enter(os.environ, sys.argv[1:])
+    lacking = confinement.enter(os.environ, sys.argv[1:])
     from fedfleet_coordinator.runner.process import main
 
-    sys.exit(main())
+    sys.exit(main(lacking))

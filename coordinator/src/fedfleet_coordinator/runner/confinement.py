@@ -38,15 +38,18 @@ def policy(
     )
 
 
-def enter(environment: MutableMapping[str, str], arguments: Sequence[str]) -> bool:
-    """Confine this process as its environment says, or to the folder it is given (`--home`); return whether it is.
+def enter(environment: MutableMapping[str, str], arguments: Sequence[str]) -> str:
+    """Confine this process as its environment says, or to the folder it is given (`--home`).
+
+    Returns:
+        What of that this kernel could not do, for the run's log; empty where all is done, or nothing was asked for.
 
     Raises:
         OSError: the kernel refused what it had said it could do.
     """
     said = environment.pop(ENVIRONMENT, "") or _of_a_pod(arguments)
     if not said:
-        return False
+        return ""
     told = json.loads(said)
     home = Path(told["home"])
     temporary = home / "tmp"
@@ -55,8 +58,20 @@ def enter(environment: MutableMapping[str, str], arguments: Sequence[str]) -> bo
     environment.update(HOME=str(home), TMPDIR=str(temporary), XDG_CACHE_HOME=str(home / ".cache"))
     os.chdir(home)
     rest = {name: tuple(told[name]) for name in ("readable", "writable")}
-    fedfleet_sandbox.apply(policy(home, told["url"], **rest))
-    return True
+    return lacking(fedfleet_sandbox.apply(policy(home, told["url"], **rest)))
+
+
+def lacking(applied: fedfleet_sandbox.Applied) -> str:
+    """Return a line that says what is not confined by what was applied; empty if everything is."""
+    free: list[str] = []
+    if not applied.landlock:
+        free.append("it opens all files of its user (Landlock came with Linux 5.13)")
+    if applied.landlock < 4:
+        free.append("it connects to any TCP port (from Linux 6.7 on only to the coordinator's)")
+    if not applied.seccomp:
+        emptied = "files can be emptied, and " if 0 < applied.landlock < 3 else ""
+        free.append(f"{emptied}calls to the kernel and other sockets are not refused (no seccomp)")
+    return f"this kernel confines the runner only in part: {'; '.join(free)}" if free else ""
 
 
 def _of_a_pod(arguments: Sequence[str]) -> str:

@@ -43,8 +43,8 @@ ALIVE_S = 10.0
 _log = logging.getLogger("fedfleet")
 
 
-def main() -> int:
-    """Execute one run and return the process's exit code."""
+def main(lacking: str = "") -> int:
+    """Execute one run and return the process's exit code; `lacking` is what does not confine this process, if any."""
     parser = argparse.ArgumentParser(prog="python -m fedfleet_coordinator.runner")
     parser.add_argument(
         "--home", type=Path, help="the folder that this runner was given; default: the coordinator says it"
@@ -63,6 +63,8 @@ def main() -> int:
     scratch = Scratch(_emptied(home / "scratch"))
     hub = HttpHub(Wire(given.address), scratch, channel=channel)
     output = Output(hub.tell_lines)
+    if lacking:
+        _log.warning("%s", lacking)
     try:
         code = _run(hub, home, scratch, output)
     except Fenced as fenced:
