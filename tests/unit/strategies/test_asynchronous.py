@@ -15,6 +15,7 @@ from fedfleet_strategies.asynchronous.fedasync import FedAsync
 from fedfleet_strategies.asynchronous.fedbuff import FedBuff
 from fedfleet_strategies.errors import AppFault, Incompatible
 from fedfleet_strategies.privacy import CentralPrivacy
+from fedfleet_strategies.privacy.local import LocalPrivacy
 from tests.unit.strategies.fleet import Client, Fleet, model, reply, trained
 
 
@@ -205,6 +206,14 @@ def test_what_top_k_keeps_holds_though_replies_are_used_in_a_later_version() -> 
 
 
 MOVES = np.array([8, 1, 2, 3, 4, 5, 6, 7], np.float32)
+
+
+def test_versions_count_for_local_privacy_and_a_spent_budget_ends_the_run() -> None:
+    spent = LocalPrivacy(4.0, 1.0).spent(3)
+    strategy = FedBuff(buffer=2, concurrency=2, privacy=LocalPrivacy(4.0, 1.0, epsilon=spent * 1.01))
+    result = strategy.start(Slow(mover({1: 1.0, 2: 1.0}), {1: 1, 2: 1}), model([0.0]), num_rounds=9)
+    told = [record["fedfleet.epsilon"] for record in result.train_metrics_clientapp.values()]
+    assert len(told) == 3 and told[-1] == pytest.approx(spent)
 
 
 def test_an_app_without_the_client_half_is_told_so() -> None:

@@ -20,7 +20,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 
 from fedfleet_strategies import orders, receiving
+from fedfleet_strategies.errors import Ended
 from fedfleet_strategies.layout import Layout, Vector
+from fedfleet_strategies.privacy.privacy import Planned
 from fedfleet_strategies.strategy import Strategy
 from fedfleet_strategies.updates import Update
 
@@ -100,7 +102,11 @@ class Buffered(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Push tasks until enough devices train; return no message, as nobody waits for replies to these."""
+        """Push tasks until enough devices train; return no message, as nobody waits for replies to these.
+
+        Raises:
+            Ended: the budget of privacy does not allow the version. A device trains once for a version, at most.
+        """
         layout = Layout.of(arrays, self.local)
         if not self._ready:
             self.s |= self.init(self._model(layout, arrays)[0])
@@ -108,6 +114,9 @@ class Buffered(Strategy):
         self._grid, self._fills, self._staleness = grid, 0, {}
         self._ids = self._candidates(grid, 1)
         self._population = self._ids.size
+        self._planned = Planned(server_round, self.concurrency, int(self._ids.size), "adaptive")
+        if self.privacy is not None and (why := self.privacy.refuse_round(self.s, self._planned)) is not None:
+            raise Ended(why, arrays)
         self._round = receiving.Sent(server_round, arrays, layout, layout.views(arrays), ())
         self._told_apps = orders.numbered(config, server_round)
         self.told(self._told_apps)

@@ -129,7 +129,7 @@ class LocalPrivacy:
 
     def refuse_round(self, state: State, planned: Planned) -> str | None:
         """Return why the round would cost a device too much, or None."""
-        then = self._spent(state[_ROUNDS] + 1)
+        then = self.spent(state[_ROUNDS] + 1)
         if self.epsilon is None or then <= self.epsilon:
             return None
         return (
@@ -155,7 +155,7 @@ class LocalPrivacy:
 
     def metrics(self, state: State) -> dict[str, float]:
         """Return epsilon of a device that was asked every round."""
-        spent = self._spent(state[_ROUNDS])
+        spent = self.spent(state[_ROUNDS])
         return {"fedfleet.epsilon": spent} if math.isfinite(spent) else {}
 
     def settings(self) -> dict[str, Any]:
@@ -173,7 +173,8 @@ class LocalPrivacy:
             found.append(f"local privacy tells no losses, which {type(strategy.cohort).__name__} looks at")
         return found
 
-    def _spent(self, rounds: int) -> float:
+    def spent(self, rounds: int) -> float:
+        """Return epsilon of a device that was asked in so many rounds."""
         return Ledger([Event("all", self.noise_multiplier / 2, 1.0, rounds)]).epsilon(self.delta)
 
 
