@@ -12,7 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fedfleet_coordinator.cli.errors import BadInput
 from fedfleet_coordinator.cli.localfleet import LocalFleet
+from fedfleet_coordinator.settings import Runner
+from tests.e2e import fleet as fleets
 from tests.e2e.fleet import fedfleet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -107,3 +110,30 @@ def test_a_fleet_that_cannot_start_says_why_in_a_sentence(tmp_path: Path) -> Non
     _, err = process.communicate(timeout=60)
     assert process.returncode in (2, 5) and "Traceback" not in err
     assert "hub" in json.loads(err.strip().splitlines()[-1])["error"]
+
+
+def test_a_second_fleet_in_the_same_folder_is_refused_and_the_first_stays_whole(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with LocalFleet(agents=1, state=state) as first:
+        with pytest.raises(BadInput, match="a fleet runs in"), LocalFleet(agents=2, state=state):
+            pass
+        first.wait_ready()
+        assert first.coordinator.restarts == 0
+    with LocalFleet(agents=1, state=state):
+        pass
+
+
+def test_a_state_folder_below_a_file_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match="cannot hold a fleet: Not a directory"):
+        LocalFleet(agents=0, state=tmp_path / "file" / "state").start()
+
+
+def test_an_app_may_write_a_folder_that_up_was_told_and_no_other(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    with LocalFleet(agents=2, runner=Runner(writable=(str(results),))) as fleet:
+        kept = fleets.submit(fleet, fleets.QUICKSTART, "-c", f'save="{results}/model.npz"').wait()
+        assert kept.snapshot["state"] == "finished" and (results / "model.npz").is_file()
+        lost = fleets.submit(fleet, fleets.QUICKSTART, "-c", f'save="{tmp_path}/model.npz"').wait()
+        assert lost.snapshot["state"] == "failed" and not (tmp_path / "model.npz").exists()

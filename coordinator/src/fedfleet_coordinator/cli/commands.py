@@ -17,7 +17,7 @@ Start a fleet on this machine with [bold]fedfleet up[/], run a Flower app on it 
 Or try the app on devices that do not exist: [bold]fedfleet simulate APP_DIR[/].
 
 Exit codes: 0 done, 1 the run failed, 2 bad input, 3 no coordinator answers, 4 the coordinator refuses,
-5 a part of a local fleet failed, 130 interrupted.
+5 this machine or a part of a local fleet failed, 130 interrupted.
 """
 
 app = typer.Typer(

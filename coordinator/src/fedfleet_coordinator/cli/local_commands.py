@@ -19,6 +19,7 @@ from fedfleet_coordinator.cli.errors import BadInput, CliError, Refusal
 from fedfleet_coordinator.cli.localfleet import LocalFleet
 from fedfleet_coordinator.cli.output import JsonOption, print_json, say
 from fedfleet_coordinator.cli.submission import labels
+from fedfleet_coordinator.settings import Runner
 
 
 def up(
@@ -35,6 +36,10 @@ def up(
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Agent i finds its data in the folder i of this one: node_config data.")
+    ] = None,
+    writable: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="A folder that ServerApps may write, e.g. results; of a fleet that is new."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -53,6 +58,7 @@ def up(
         state=state,
         labels=_dealt(label),
         data_dir=_checked(data_dir),
+        runner=Runner(writable=_writable(writable or [], state)),
         say=lambda line: _note(line, as_json),
     )
     if not as_json:
@@ -105,6 +111,16 @@ def _checked(data_dir: Path | None) -> Path | None:
     if data_dir is not None and not data_dir.expanduser().is_dir():
         raise BadInput(f"--data-dir {data_dir} is no folder; it has to hold a folder for each agent: 0, 1, 2 ...")
     return data_dir
+
+
+def _writable(folders: list[Path], state: Path | None) -> tuple[str, ...]:
+    file = state.expanduser() / "hub" / "hub.toml" if state is not None else None
+    if folders and file is not None and file.exists():
+        raise BadInput(f"--writable is for a fleet that is new; of this one, it is [runner] writable in {file}")
+    for folder in folders:
+        if not folder.expanduser().is_dir():
+            raise BadInput(f"--writable {folder} is no folder; make it first")
+    return tuple(str(folder.expanduser().resolve()) for folder in folders)
 
 
 @contextmanager

@@ -6,8 +6,10 @@ STATE/
   hub/                  the coordinator's state folder
   agents/0 ..           the agents' state folders, each with its agent.toml
   log/                  what each process prints
+  lock                  held as long as the fleet runs
 """
 
+import fcntl
 import os
 import signal
 import socket
@@ -20,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import tomli_w
 
@@ -77,6 +79,7 @@ class LocalFleet:
         self._exchange, self._blobs = exchange or Exchange(), blobs or Blobs()
         self._runner = runner or Runner()
         self._family = Family(say)
+        self._lock: IO[bytes] | None = None
         self.coordinator: Child
         self.agents: list[Child] = []
         self.broker: Child
@@ -110,7 +113,7 @@ class LocalFleet:
         Raises:
             LocalFault: something does not start; it names the log to read.
         """
-        self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._take_folder()
         self.context = self._make_hub()
         context.save(self.context, self.context_file)
         self.broker = self._start("broker", "fedfleet_coordinator", "broker", "--state", str(self.hub))
@@ -152,8 +155,29 @@ class LocalFleet:
     def stop(self) -> None:
         """End all processes and wait until they are gone; a temporary fleet's folder is removed."""
         self._family.stop()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
         if self._temporary:
             rmtree(self.state, ignore_errors=True)
+
+    def _take_folder(self) -> None:
+        """Make the state folder, and hold it against a second fleet: two coordinators there would undo each other.
+
+        Raises:
+            BadInput: another fleet runs there, or it cannot be a folder.
+        """
+        try:
+            self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = (self.state / "lock").open("ab")
+        except OSError as error:
+            raise BadInput(f"{self.state} cannot hold a fleet: {error.strerror}; name another folder") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise BadInput(f"a fleet runs in {self.state} already; end it first, or name another folder") from error
+        self._lock = lock
 
     # --- what is made once -------------------------------------------------------------------------------------------
 
