@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from fedfleet_testfleet.errors import BadInput, RunFailed, TestfleetError
 from fedfleet_testfleet.fault import MEANINGS, Action, made
 from fedfleet_testfleet.fleet import DRIVERS, Wanted
-from fedfleet_testfleet.play import RealClock, inflict
+from fedfleet_testfleet.play import RealClock, hold
 from fedfleet_testfleet.report import Observation, build, json_of, lines_of, sentence
 from fedfleet_testfleet.scenario import load
 from fedfleet_testfleet.session import CONTEXT, begin, complaints, driver_named, driver_of, play, write
@@ -129,7 +129,7 @@ def fault(
         raise BadInput(f"a fleet cannot {action}; it can: {', '.join(Action)}")
     wanted = made(Action(action), target, for_)
     state = State(fleet)
-    kept, noted, clock = state.fleet(), list[Observation](), RealClock()
+    kept, noted = state.fleet(), list[Observation]()
 
     def note(one: Observation) -> None:
         state.note(one)
@@ -137,18 +137,9 @@ def fault(
         if not as_json:
             _say(sentence(one))
 
-    driver = driver_of(kept, testcluster)
-    refusal = inflict(driver, kept, wanted, note=note, clock=clock)
+    refusal = hold(driver_of(kept, testcluster), kept, wanted, note=note, clock=RealClock())
     if refusal is not None:
         raise refusal
-    if wanted.end is not None:
-        assert wanted.for_s is not None
-        try:
-            clock.sleep(wanted.for_s)
-        finally:
-            refusal = inflict(driver, kept, wanted.end, note=note, clock=clock)
-        if refusal is not None:
-            raise refusal
     if as_json:
         _print([{"fault": one.fault, "text": one.text, "at": one.at} for one in noted])
 

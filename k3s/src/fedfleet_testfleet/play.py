@@ -75,6 +75,22 @@ def inflict(
     return refusal
 
 
+def hold(driver: Driver, fleet: Fleet, fault: Fault, *, note: Note, clock: Clock) -> TestfleetError | None:
+    """Return None when the fault is done and, if it has an end, undone; or why one of it could not be.
+
+    However the waiting ends, what was begun is undone.
+    """
+    refusal: TestfleetError | None = None
+    try:
+        refusal = inflict(driver, fleet, fault, note=note, clock=clock)
+        if fault.for_s is not None and refusal is None:
+            clock.sleep(fault.for_s)
+    finally:
+        if fault.end is not None and refusal is None:
+            refusal = inflict(driver, fleet, fault.end, note=note, clock=clock)
+    return refusal
+
+
 class Play:
     """One scenario on one fleet.
 
@@ -137,6 +153,7 @@ class Play:
 
     def _do(self, dues: tuple[Due, ...]) -> None:
         for one in dues:
+            self._done[one.key] = self._clock.now()  # an interruption in the middle undoes it, too
             refusal = inflict(
                 self._driver, self._fleet, one.fault, note=self._note, clock=self._clock, run=self._run,
                 round_=self._round, step=self._spelled(one),

@@ -1,5 +1,6 @@
 """A scenario is played in virtual time: what is done when, what is noted, what is undone."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from fedfleet_testfleet.driver import NodeState
 from fedfleet_testfleet.errors import BadInput, Cannot, FleetFault, Unreachable
 from fedfleet_testfleet.fault import Fault, parse
 from fedfleet_testfleet.fleet import DriverName, Fleet, Node, Wanted
-from fedfleet_testfleet.play import Play
+from fedfleet_testfleet.play import Play, hold
 from fedfleet_testfleet.report import Observation, Report, build
 from fedfleet_testfleet.runs import Look, seen
 from fedfleet_testfleet.scenario import Scenario, Step
@@ -163,6 +164,52 @@ def test_a_play_that_is_interrupted_leaves_nothing_stopped(stage: Stage) -> None
     with pytest.raises(KeyboardInterrupt):
         stage.play((1, 0.0, "stop agent-0 for 1h"), (2, 0.0, "kill broker"))
     assert stage.driver.did[-1] == (10.0, "start agent-0")
+
+
+@pytest.mark.parametrize("moment", ["done", "noted", "waiting"])
+def test_a_fault_that_is_interrupted_at_any_moment_is_undone(stage: Stage, moment: str) -> None:
+    interrupted = False
+
+    def interrupt(now: str) -> None:
+        nonlocal interrupted
+        if now == moment and not interrupted:
+            interrupted = True
+            raise KeyboardInterrupt
+
+    class Driver(NotingDriver):
+        def do(self, fleet: Fleet, fault: Fault) -> str:
+            text = super().do(fleet, fault)
+            interrupt("done")
+            return text
+
+    class Clock(VirtualClock):
+        def sleep(self, seconds: float) -> None:
+            interrupt("waiting")
+            super().sleep(seconds)
+
+    def note(one: Observation) -> None:
+        interrupt("noted")
+
+    driver = Driver(stage.clock)
+    with pytest.raises(KeyboardInterrupt):
+        hold(driver, FLEET, parse("stop agent-0 for 20s"), note=note, clock=Clock())
+    assert [text for _, text in driver.did] == ["stop agent-0 for 20s", "start agent-0"]
+
+    steps = (Step(0, 0.0, parse("stop agent-1 for 20s")),)
+    interrupted, driver = moment == "waiting", Driver(stage.clock)
+    with pytest.raises(KeyboardInterrupt) if not interrupted else contextlib.nullcontext():
+        scenario = Scenario("it", Path("app"), steps)
+        noted = lambda one: note(one) if one.kind == "fault" else None  # noqa: E731  a line that says all
+        Play(FLEET, driver, scenario, TimedRuns(stage.clock), note=noted, clock=stage.clock).act()
+    assert [text for _, text in driver.did] == ["stop agent-1 for 20s", "start agent-1"]
+
+
+def test_a_fault_is_held_for_its_time(stage: Stage) -> None:
+    assert hold(stage.driver, FLEET, parse("stop agent-0 for 20s"), note=stage.noted.append, clock=stage.clock) is None
+    assert stage.driver.did == [(0.0, "stop agent-0 for 20s"), (20.0, "start agent-0")]
+    stage.driver.refuses.add("slow agent-0 for 1s")
+    refusal = hold(stage.driver, FLEET, parse("slow agent-0 for 1s"), note=stage.noted.append, clock=stage.clock)
+    assert isinstance(refusal, Cannot) and len(stage.driver.did) == 2
 
 
 @pytest.mark.parametrize("error", [BadInput("no app"), FleetFault("no")])
