@@ -19,7 +19,7 @@ class Outbox:
 
     sends: list[tuple[AgentId, ToAgent]] = field(default_factory=list)
     changes: set[RunId] = field(default_factory=set)
-    commits: list[Callable[[], None]] = field(default_factory=list)
+    commits: list[Callable[[], object]] = field(default_factory=list)
 
     def send(self, agent: AgentId, message: ToAgent) -> None:
         """Say something to an agent; a hint that may be lost."""
@@ -29,6 +29,6 @@ class Outbox:
         """Wake whoever watches this run."""
         self.changes.add(run)
 
-    def after_commit(self, act: Callable[[], None]) -> None:
+    def after_commit(self, act: Callable[[], object]) -> None:
         """Call `act` once everything is durable; a crash in between loses the call."""
         self.commits.append(act)
