@@ -2,6 +2,7 @@
 
 import math
 import random
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
@@ -164,7 +165,7 @@ def test_late_reply_is_given_up_though_the_first_try_was_rolled_back() -> None:
     scene.open(deadline_s=60.0, late="keep")
     with scene.store.transaction() as tx:
         scene.machine.tick(tx, Now(62.0, 1.0), Outbox())
-    with pytest.raises(ZeroDivisionError), scene.store.transaction() as tx:
+    with suppress(ZeroDivisionError), scene.store.transaction() as tx:
         scene.machine.tick(tx, Now(122.0, 1.0), Outbox())
         raise ZeroDivisionError  # somebody else's work in the same batch
     with scene.store.transaction() as tx:

@@ -9,7 +9,8 @@ from fedfleet_coordinator.api.app import build_app
 from fedfleet_coordinator.api.roles import GuardedRoute, Role, allow, guarded_router
 from fedfleet_coordinator.api.services import Services
 
-OPEN = {"/healthz", "/readyz", "/v1/ca", "/v1/enrol"}
+OPEN = {"/healthz", "/readyz", "/v1/ca", "/v1/enrol", "/v1/claims/{run}"}
+"""The last one asks the cluster whether the pod's token is its own, and is refused where there is no cluster."""
 
 
 def routes() -> list[APIRoute]:
