@@ -314,11 +314,6 @@ class Strategy(flower.Strategy):
         self._round = None
 
     @property
-    def planned(self) -> Planned | None:
-        """The round that is under way, or was the last."""
-        return self._planned
-
-    @property
     def population(self) -> int:
         """How many devices there were when the round began."""
         return self._population

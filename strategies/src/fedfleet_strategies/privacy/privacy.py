@@ -76,7 +76,7 @@ class Privacy(Protocol):
 
 def protected(strategy: "Strategy", layout: Layout, tally: "Tally") -> Aggregate | None:
     """Return what the model may be changed by; None if that is nothing."""
-    aggregate, planned = tally.aggregate, strategy.planned
+    aggregate, planned = tally.aggregate, strategy._planned
     if aggregate is None and strategy.central and not tally.nodes:
         # Noise alone: who looks at the models must not learn that nobody was there.
         aggregate = Aggregate(np.zeros(layout.d, layout.dtype), np.zeros(layout.k), 0.0, 0)
