@@ -62,10 +62,14 @@ def begin(
         rmtree(state.driver, ignore_errors=True)
     state.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     fleet = driver.up(wanted)
-    if context is not None:
-        fleet = replace(fleet, context=context.expanduser().absolute())
-    state.begin(fleet)
-    state.note(Observation(at=RealClock().wall(), kind="up", text=f"{len(fleet.nodes)} nodes are up"))
+    try:
+        if context is not None:
+            fleet = replace(fleet, context=context.expanduser().absolute())
+        state.begin(fleet)
+        state.note(Observation(at=RealClock().wall(), kind="up", text=f"{len(fleet.nodes)} nodes are up"))
+    except BaseException:
+        driver.down(fleet)  # nobody would know of it
+        raise
     return fleet
 
 

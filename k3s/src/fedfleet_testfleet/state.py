@@ -6,7 +6,9 @@ FOLDER/
   driver/               what the driver keeps
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,24 +69,39 @@ class State:
         return kept.fleet
 
     def begin(self, fleet: Fleet) -> None:
-        """Keep a new fleet; what happened to the one before is forgotten."""
-        self._write(Kept(fleet, up=True))
-        self._observations.unlink(missing_ok=True)
+        """Keep a new fleet; what happened to the one before is forgotten.
+
+        Raises:
+            BadInput: nothing can be written there.
+        """
+        with self._writing():
+            self._write(Kept(fleet, up=True))
+            self._observations.unlink(missing_ok=True)
 
     def end(self) -> None:
-        """Keep that the fleet is not up any more."""
+        """Keep that the fleet is not up any more.
+
+        Raises:
+            BadInput: nothing can be written there.
+        """
         kept = self.kept()
         if kept is not None:
-            self._write(Kept(kept.fleet, up=False))
+            with self._writing():
+                self._write(Kept(kept.fleet, up=False))
 
     def note(self, observation: Observation) -> None:
-        """Append what happened; several terminals may do so at a time."""
+        """Append what happened; several terminals may do so at a time.
+
+        Raises:
+            BadInput: nothing can be written there.
+        """
         line = msgspec.json.encode(observation) + b"\n"
-        descriptor = os.open(self._observations, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(descriptor, line)
-        finally:
-            os.close(descriptor)
+        with self._writing():
+            descriptor = os.open(self._observations, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(descriptor, line)
+            finally:
+                os.close(descriptor)
 
     def observations(self) -> list[Observation]:
         """Return what happened; a last line that was being written is left out."""
@@ -95,6 +112,15 @@ class State:
             return []
         except (OSError, msgspec.MsgspecError) as error:
             raise BadInput(f"{self._observations} cannot be read: {error}; delete it to begin anew") from error
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise BadInput(
+                f"{self.folder} cannot be written to: {error.strerror}; make room, or keep the fleet with --fleet DIR"
+            ) from error
 
     def _write(self, kept: Kept) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
