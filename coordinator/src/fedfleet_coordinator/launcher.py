@@ -101,6 +101,7 @@ class Launcher:
         self._followed: dict[RunId, asyncio.Task[None]] = {}
         self._processes: dict[RunId, asyncio.subprocess.Process] = {}
         self._spare: _Started | None = None
+        self._renewing = False
         shutil.rmtree(folder, ignore_errors=True)  # keys of runners that a killed coordinator left behind
 
     async def follow(self) -> None:
@@ -130,10 +131,7 @@ class Launcher:
             task.cancel()
         await asyncio.gather(*self._followed.values(), return_exceptions=True)
         if self._spare is not None:
-            self._spare.end.close()
-            _signal(self._spare.process.pid)
-            await self._spare.process.wait()
-            shutil.rmtree(self._spare.home, ignore_errors=True)
+            await _end(self._spare)
             self._spare = None
 
     async def _keep(self, run_id: RunId) -> None:
@@ -167,19 +165,16 @@ class Launcher:
         """Start a runner and return its exit code."""
         started, self._spare = self._spare, None
         if started is not None and started.process.returncode is not None:
-            shutil.rmtree(started.home, ignore_errors=True)
+            await _end(started)
             started = None
         if started is None:
             started = await self._started()
-        home = started.home
-        files = self._credentials.runner_files(run.run)
-        files["runner.json"] = json.dumps(
-            {"url": self._url, "run": run.run, "epoch": run.epoch, **self._bounds}
-        ).encode()
-        for name, data in files.items():
-            with os.fdopen(os.open(home / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(data)
-        process, ours = started.process, started.end
+        try:
+            self._write_files(started.home, run)
+        except BaseException:
+            await _end(started)
+            raise
+        process, ours, home = started.process, started.end, started.home
         with contextlib.suppress(OSError):  # it died: its exit code says so
             ours.sendall(f"{home}\n".encode())
         _log.info("runner started", extra={"run": run.run, "attempt": run.attempts, "pid": process.pid})
@@ -193,11 +188,28 @@ class Launcher:
             blobs.cancel()
             ours.close()
             shutil.rmtree(home, ignore_errors=True)
-        if self._spare is None:
-            with contextlib.suppress(OSError):  # the next run starts one itself
-                self._spare = await self._started()
+        await self._renew_spare()
         _log.info("runner ended", extra={"run": run.run, "attempt": run.attempts, "exit_code": code})
         return code
+
+    def _write_files(self, home: Path, run: Run) -> None:
+        """Write down what the runner is told; readable by its user only."""
+        files = self._credentials.runner_files(run.run)
+        told = {"url": self._url, "run": run.run, "epoch": run.epoch, **self._bounds}
+        files["runner.json"] = json.dumps(told).encode()
+        for name, data in files.items():
+            with os.fdopen(os.open(home / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(data)
+
+    async def _renew_spare(self) -> None:
+        if self._spare is not None or self._renewing:
+            return
+        self._renewing = True
+        try:
+            with contextlib.suppress(OSError):  # the next run starts one itself
+                self._spare = await self._started()
+        finally:
+            self._renewing = False
 
     async def _hand_out(self, run: RunId, end: socket.socket) -> None:
         """Answer each digest that the runner asks for with a read-only descriptor of its file, or with "no"."""
@@ -268,6 +280,16 @@ async def _start(home: Path, confinement: str) -> _Started:
     )  # fmt: skip
     theirs.close()
     return _Started(process, ours, home)
+
+
+async def _end(started: _Started) -> None:
+    """End a runner that was told nothing, and remove its folder."""
+    started.end.close()
+    _signal(started.process.pid)
+    try:
+        await started.process.wait()
+    finally:
+        shutil.rmtree(started.home, ignore_errors=True)
 
 
 def _in_memory(data: bytes) -> int:
