@@ -33,6 +33,9 @@ def works(act):
 def by_many_paths():
     with socket.socket(proto=socket.IPPROTO_MPTCP) as client:
         client.connect(("127.0.0.1", other))
+def by_fast_open():
+    with socket.socket() as client:
+        client.sendto(b"hi", socket.MSG_FASTOPEN, ("127.0.0.1", other))
 def bound():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -41,6 +44,7 @@ print(json.dumps({
     "api": works(lambda: socket.create_connection(("127.0.0.1", port)).close()),
     "other": works(lambda: socket.create_connection(("127.0.0.1", other)).close()),
     "other by MPTCP": works(by_many_paths),
+    "other by TCP Fast Open": works(by_fast_open),
     "datagram": works(lambda: socket.socket(type=socket.SOCK_DGRAM)),
     "unix": works(lambda: socket.socket(socket.AF_UNIX)),
     "server": works(bound),

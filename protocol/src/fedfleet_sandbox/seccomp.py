@@ -104,6 +104,7 @@ def rules(policy: Policy, *, abi: int) -> tuple[Rule, ...]:
     return (*found, *_sockets(policy))
 
 
+_SENDING: Final = (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3))
 _OF_A_PROCESS: Final = ("sched_setparam", "sched_setscheduler", "sched_setattr")
 
 
@@ -120,6 +121,9 @@ def _sockets(policy: Policy) -> list[Rule]:
     unknown = tuple(Test(2, int(protocol), equal=False) for protocol in protocols)
     internet = (int(socket.AF_INET), int(socket.AF_INET6))
     found += [Rule("socket", EACCES, (Test(0, family), *unknown)) for family in internet]
+    # What is sent along with opening a connection passes Landlock's rule about ports.
+    fast = int(socket.MSG_FASTOPEN)
+    found += [Rule(call, EACCES, (Test(flags, fast, fast),)) for call, flags in _SENDING]
     if unix not in policy.families:
         # A pair of streams is joined for good. One of datagrams could be sent from to any socket with a path.
         found.append(Rule("socketpair", EACCES, (Test(1, int(socket.SOCK_DGRAM), _TYPE_OF_SOCKET),)))

@@ -145,3 +145,12 @@ def test_an_unknown_processor_is_named() -> None:
 def test_the_program_stays_within_what_a_kernel_takes() -> None:
     everything = Policy(families=frozenset(range(1, 12)))
     assert max(len(seccomp.program(policy, X86, abi=1)) // 8 for policy in (NOTHING, WEB, everything)) < 4096
+
+
+@pytest.mark.parametrize("machine", [X86, ARM])
+def test_nothing_is_sent_along_with_opening_a_connection(machine: str) -> None:
+    fast, plain = int(socket.MSG_FASTOPEN), int(socket.MSG_NOSIGNAL)
+    for call, before in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
+        arguments = [0] * before
+        assert of(WEB, machine, call, *arguments, plain) == seccomp.ALLOW
+        assert of(WEB, machine, call, *arguments, plain | fast) == seccomp.REFUSE | EACCES
