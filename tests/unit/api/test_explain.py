@@ -68,7 +68,8 @@ def test_reply_that_was_left_out_counts_as_such_and_says_why(store: MemoryStore)
     assert (exchange["agents"][0]["state"], exchange["agents"][0]["code"]) == ("left out", "not_finite")
     assert states == ["left out", "declined", "published"]
     assert "0 of 3 replies are in, 1 was left out, 1 will not come" in told["text"]
-    assert told["lines"][0] == "agent edge-0 is not in exchange 3 (train): array 'w' holds NaN" == lines[0][:62]
+    assert told["lines"][0] == "agent edge-0 is not in exchange 3 (train): array 'w' holds NaN"
+    assert lines[0].startswith(f"run {RUN}: {told['lines'][0]}")
 
 
 @pytest.mark.parametrize(("needs", "waits_for"), [(0, 4), (5, 5)])
@@ -115,7 +116,7 @@ def test_agent_says_what_holds_it(store: MemoryStore, index: int, text: str) -> 
 def test_agent_remembers_what_it_declined(store: MemoryStore) -> None:
     with store.transaction() as tx:
         lines = explain_agent(tx, IDS[1], NOW)["lines"]
-    assert lines[0].startswith("agent edge-1 is not in exchange 3 (train): battery 11% < 20% (1970-01-12")
+    assert lines[0].startswith(f"run {RUN}: agent edge-1 is not in exchange 3 (train): battery 11% < 20% (1970-01-12")
 
 
 def test_run_that_waits_for_agents_says_how_many(store: MemoryStore) -> None:
@@ -131,6 +132,14 @@ def test_run_that_ended_says_why(store: MemoryStore) -> None:
         tx.put(Run(run=RUN, state="failed", reason="no_results"))
         told = explain_run(tx, RUN, NOW)
     assert told["text"] == f"run {RUN} is failed: every reply of an exchange that needed results was a failure"
+
+
+def test_run_that_is_over_says_who_was_missing_in_any_of_its_exchanges(store: MemoryStore) -> None:
+    with store.transaction() as tx:
+        tx.put(Run(run=RUN, state="finished", reason="finished", exchanges=4, bundle=Digest("b"), bundle_size=1))
+        lines = explain_run(tx, RUN, NOW)["lines"]
+    assert "agent edge-1 is not in exchange 3 (train): battery 11% < 20%" in lines
+    assert not any("works on" in line or "not connected" in line for line in lines)
 
 
 def test_snapshot_tells_how_the_exchanges_before_the_newest_ended(store: MemoryStore) -> None:

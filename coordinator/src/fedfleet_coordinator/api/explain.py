@@ -34,7 +34,7 @@ def explain_agent(tx: Tx, agent: AgentId, now: Now) -> dict[str, Any]:
     lines = [f"agent {name} works on {round_of(tx, task)} of run {task.run}" for task in open_tasks]
     refused = [task for task in tasks if task.state.terminal and task.code]
     refused.sort(key=lambda task: task.settled_wall or 0.0, reverse=True)
-    lines += [f"{absence(tx, name, task)} ({_when(task.settled_wall)})" for task in refused[:_RECENT]]
+    lines += [f"run {task.run}: {absence(tx, name, task)} ({_when(task.settled_wall)})" for task in refused[:_RECENT]]
     for run in tx.find(Run, state=("pending", "running")):
         if not fleet.matches(row, run.selector):
             lines.append(f"agent {name} is not in run {run.run}: {_mismatch(row, run.selector)}")
@@ -43,24 +43,34 @@ def explain_agent(tx: Tx, agent: AgentId, now: Now) -> dict[str, Any]:
 
 
 def explain_run(tx: Tx, run: RunId, now: Now) -> dict[str, Any]:
-    """Return why a run is where it is, and why which agent is not in its newest exchange.
+    """Return why a run is where it is, and why which agent is not in its newest exchange; once it is over, in any.
 
     Raises:
         NotFound: there is no such run.
     """
     row = run_row(tx, run)
     exchange = tx.get(Exchange, run, row.exchanges) if row.exchanges else None
-    tasks = {task.agent: task for task in tx.find(Task, run=run, n=row.exchanges)} if exchange is not None else {}
-    lines: list[str] = []
-    for agent in tx.find(Agent):
-        name, task = name_of(agent), tasks.get(agent.agent)
-        if task is not None:
-            lines += _about(tx, name, task)
-        elif row.live:
-            lines += _outside(agent, name, row, exchange, now)
+    lines = _newest(tx, row, exchange, now) if row.live else _absences(tx, run)
     if len(lines) > _MANY:
         lines = [*lines[:_MANY], f"and {len(lines) - _MANY} more; see fedfleet explain AGENT"]
     return {"text": _summary(tx, row, exchange, now), "lines": lines}
+
+
+def _newest(tx: Tx, run: Run, exchange: Exchange | None, now: Now) -> list[str]:
+    tasks = {task.agent: task for task in tx.find(Task, run=run.run, n=run.exchanges)} if exchange is not None else {}
+    lines: list[str] = []
+    for agent in tx.find(Agent):
+        name, task = name_of(agent), tasks.get(agent.agent)
+        lines += _outside(agent, name, run, exchange, now) if task is None else _about(tx, name, task)
+    return lines
+
+
+def _absences(tx: Tx, run: RunId) -> list[str]:
+    """Return why which agent was not in which exchange, the first one first."""
+    names = {agent.agent: name_of(agent) for agent in tx.find(Agent)}
+    tasks = [task for task in tx.find(Task, run=run) if task.state.terminal and task.code]
+    tasks.sort(key=lambda task: (task.n, names[task.agent]))
+    return [absence(tx, names[task.agent], task) for task in tasks]
 
 
 def name_of(row: Agent) -> str:
