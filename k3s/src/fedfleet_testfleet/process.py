@@ -131,7 +131,16 @@ class ProcessDriver:
             # A device without power computes nothing either; and a killed agent's trainer ends by itself, as a
             # device's would.
             found = list({one.pid: one for top in found for one in (top, *_offspring(below, top))}.values())
-        return _send(found, sign)
+        hit = _send(found, sign)
+        # Until the kernel has ended it, a process that was killed looks like one that is there.
+        deadline = time.monotonic() + PATIENCE_S
+        while (
+            sign is signal.SIGKILL
+            and time.monotonic() < deadline
+            and any(tree.alive(one.pid, one.born) for one in found)
+        ):
+            time.sleep(0.01)
+        return hit
 
     def _until_ready(self, child: subprocess.Popen[bytes], said: Path, log: Path, patience_s: float) -> None:
         deadline = time.monotonic() + patience_s
