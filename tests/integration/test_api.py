@@ -18,12 +18,26 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedfleet_agent.enrol import request_for
 from fedfleet_coordinator.api import bodies, server
 from fedfleet_coordinator.api.reservations import TaskKey
+from fedfleet_coordinator.clock import Now
+from fedfleet_coordinator.outbox import Outbox
 from fedfleet_coordinator.pki import Pki
 from fedfleet_coordinator.rows import Agent, Blob, Ref, Run, Task, Token
+from fedfleet_coordinator.store.port import Tx
 from fedfleet_protocol.blocks import BLOCK_BYTES, BlockList, blocks_of
 from fedfleet_protocol.exchange import TaskState
-from fedfleet_protocol.ids import run_id
-from fedfleet_protocol.messages import Answer, Ask, BlobRef, Enrol, ExchangeView, Identity, Open, decode_as, encode
+from fedfleet_protocol.ids import Order, run_id
+from fedfleet_protocol.messages import (
+    Answer,
+    Ask,
+    BlobRef,
+    Enrol,
+    ExchangeView,
+    Identity,
+    Open,
+    Reply,
+    decode_as,
+    encode,
+)
 from fedfleet_protocol.trust import HUB, open_envelope, seal, sign_bundle
 from tests.api_fixture import Api, Client, Device, running_api
 
@@ -391,6 +405,27 @@ def test_agent_that_announces_made_up_blobs_keeps_room_for_two_of_them(tmp_path:
         other, data = api.device(2), os.urandom(2 * BLOCK_BYTES)
         grant = api.grant("PUT", blocks_of([data]), other.agent)
         assert begin(api.client(other), grant.path, blocks_of([data]), grant.capability)[0] == 200
+
+
+def test_bytes_that_are_not_the_reply_announced_last_are_not_kept(tmp_path: Path) -> None:
+    with running_api(tmp_path / "hub") as api:
+        device, data = api.device(1), os.urandom(BLOCK_BYTES + 9)
+        client, blocks = api.client(device), blocks_of([data])
+        grant = api.grant("PUT", blocks, device.agent)
+        key, order = (run_id(bytes(16)), 1, device.agent), Order("0" * 64)
+        said = Reply(run=key[0], n=1, order=order, digest=blocks_of([b"other"]).digest, size=1 << 20)
+
+        def announce(tx: Tx, now: Now, out: Outbox) -> None:
+            tx.put(Task(run=key[0], n=1, agent=device.agent, state=TaskState.PUBLISHED, order=order))
+            api.services.exchanges.reply(tx, device.agent, said, now, out)
+
+        api.do(announce)
+        headers = {CAPABILITY: grant.capability}
+        assert begin(client, grant.path, blocks, grant.capability)[0] == 200
+        answer = client.ask("PATCH", f"{grant.path}?offset=0", data=data, headers=headers)
+        assert (answer.status, answer.json["code"]) == (403, "capability")
+        assert api.do(lambda tx, now, out: tx.get(Blob, blocks.digest)) is None
+        assert [file for file in (tmp_path / "hub" / "blobs").iterdir() if file.is_file()] == []
 
 
 def test_upload_for_a_task_that_is_settled_is_refused_and_what_was_begun_for_it_goes(tmp_path: Path) -> None:

@@ -202,6 +202,11 @@ class Exchanges:
         rule = decide(task.state, Event.REPLY, _with_reply(facts, task, reply, tx.get(Blob, reply.digest), code))
         self._on_reply(tx, rule, task, reply, code, now, out)
 
+    def wants(self, agent: AgentId, digest: Digest) -> bool:
+        """Whether this may be the reply that the agent announced last; which one that is was known before a restart."""
+        reply = self._awaited.get(agent)
+        return reply is None or reply.digest == digest
+
     def uploaded(self, tx: Tx, agent: AgentId, digest: Digest, now: Now, out: Outbox) -> None:
         """Settle the reply that waited for this blob, in the transaction that names the blob.
 

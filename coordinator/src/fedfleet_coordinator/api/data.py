@@ -53,9 +53,7 @@ async def fetch_blocks(digest: str, hub: Hub, caller: Caller, proof: Proof = "")
 async def begin(digest: str, request: Request, hub: Hub, caller: Caller, proof: Proof = "") -> Response:
     """Take an upload's list of blocks; say where it goes on."""
     right = granted(hub, caller, "PUT", digest, proof)
-    task = (right.run, right.n, AgentId(caller.name))
-    if not await hub.engine.do(lambda tx, now, out: hub.exchanges.awaits(tx, *task)):
-        raise CapabilityRefused(f"exchange {right.n} of run {right.run} takes no reply of yours any more: ask again")
+    task = await _awaited(hub, right, caller)
     return await begin_upload(hub, parse_digest(digest), await body_of(request), size=right.size, task=task)
 
 
@@ -72,6 +70,8 @@ async def reached(digest: str, hub: Hub, caller: Caller, proof: Proof = "") -> R
 async def append(digest: str, offset: int, request: Request, hub: Hub, caller: Caller, proof: Proof = "") -> Response:
     """Take an upload's bytes from `offset` on; answer once they are durable, or say where to go on."""
     right = granted(hub, caller, "PUT", digest, proof)
+    if right.size <= INLINE_BYTES:  # larger ones were begun
+        await _awaited(hub, right, caller)
     return await append_upload(
         hub, parse_digest(digest), request, offset=offset, size=right.size, agent=AgentId(caller.name)
     )
@@ -86,6 +86,18 @@ def granted(hub: Services, caller: Peer, method: Method, digest: str, proof: str
     return hub.capabilities.check(
         proof, method=method, digest=Digest(digest), agent=AgentId(caller.name), now_wall=hub.engine.clock.now().wall
     )
+
+
+async def _awaited(hub: Services, right: Granted, caller: Peer) -> TaskKey:
+    """Return the task that an upload is for.
+
+    Raises:
+        CapabilityRefused: it wants no reply any more.
+    """
+    task = (right.run, right.n, AgentId(caller.name))
+    if not await hub.engine.do(lambda tx, now, out: hub.exchanges.awaits(tx, *task)):
+        raise CapabilityRefused(f"exchange {right.n} of run {right.run} takes no reply of yours any more: ask again")
+    return task
 
 
 async def blob(hub: Services, digest: Digest) -> Blob:
@@ -191,10 +203,16 @@ async def store(hub: Services, data: bytes) -> BlockList:
 
 
 async def keep(hub: Services, stored: Stored, agent: AgentId | None = None) -> None:
-    """Give a whole upload its row, and settle the reply that waited for it; of a second copy, let go."""
+    """Give a whole upload its row, and settle the reply that waited for it; of a second copy, let go.
+
+    Raises:
+        CapabilityRefused: its agent has announced another reply since. Kept, it would only take room.
+    """
 
     def put(tx: Tx, now: Now, out: Outbox) -> None:
         known = tx.get(Blob, stored.digest)
+        if known is None and agent is not None and not hub.exchanges.wants(agent, stored.digest):
+            raise CapabilityRefused(f"{stored.digest[:12]} is not the reply that was announced last: ask again")
         if known is not None:
             tx.put(msgspec.structs.replace(known, stored_at=now.up))
             if stored.file:
@@ -209,7 +227,12 @@ async def keep(hub: Services, stored: Stored, agent: AgentId | None = None) -> N
         if agent is not None:
             hub.exchanges.uploaded(tx, agent, stored.digest, now, out)
 
-    await hub.engine.do(put)
+    try:
+        await hub.engine.do(put)
+    except CapabilityRefused:
+        if stored.file:
+            hub.blobs.unlink(stored.file)
+        raise
 
 
 async def _is_here(hub: Services, digest: Digest) -> bool:
