@@ -555,9 +555,12 @@ async def flood_of_one(site: Site, desk: Desk) -> None:
         assert taken.count(loud.agent) + hub.link.dropped == 201
 
 
-def test_flood_of_one_agent_leaves_room_for_the_others(site: Site, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "most"), [("MAX_OF_ONE", 10), ("MAX_OF_ONE_BYTES", 2000)])
+def test_flood_of_one_agent_leaves_room_for_the_others(
+    site: Site, desk: Desk, monkeypatch: pytest.MonkeyPatch, name: str, most: int
+) -> None:
     monkeypatch.setattr(link, "MAX_UNHANDLED", 40)
-    monkeypatch.setattr(link, "MAX_OF_ONE", 10)
+    monkeypatch.setattr(link, name, most)
     asyncio.run(flood_of_one(site, desk))
 
 

@@ -15,7 +15,7 @@ import logging
 import random
 import secrets
 import ssl
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from typing import Any, get_args
 
@@ -42,7 +42,8 @@ MAX_WAITING_BYTES = 64 << 20
 MAX_UNHANDLED = 8192
 """With so many messages in hand no more are read until half of them are done."""
 MAX_OF_ONE = 512
-"""So many messages of one agent wait at most; what it says beyond that is let go: it asks, and says again."""
+MAX_OF_ONE_BYTES = 2 << 20
+"""So many messages, and bytes, of one agent wait at most; what it says beyond is let go: it asks, and says again."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0
 _KEEPALIVE_S = 30
 _CONNECT_S = 10.0
@@ -96,6 +97,7 @@ class Link:
         self._waiting: deque[tuple[AgentId, bytes]] = deque()
         self._waiting_bytes = 0
         self._unhandled = 0
+        self._bytes_of: Counter[AgentId] = Counter()
         self._queues: dict[AgentId, deque[tuple[mqtt.MQTTMessage, int]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
@@ -257,13 +259,15 @@ class Link:
             client.ack(message.mid, message.qos)
             return
         queue = self._queues.get(agent)
-        if queue is not None and len(queue) >= MAX_OF_ONE:
+        much = self._bytes_of[agent] + len(message.payload) > MAX_OF_ONE_BYTES
+        if queue is not None and (len(queue) >= MAX_OF_ONE or much):
             if not self.dropped % MAX_OF_ONE:  # a flood must not fill the log, too
                 _log.warning("let go of what %s said: %d of its messages wait already", agent, len(queue))
             self.dropped += 1
             client.ack(message.mid, message.qos)
             return
         self._unhandled += 1
+        self._bytes_of[agent] += len(message.payload)
         if self._unhandled >= MAX_UNHANDLED and not self._paused and self._watched is not None:
             self._paused = True
             self._loop.remove_reader(self._watched)
@@ -290,6 +294,7 @@ class Link:
                     await self._take(agent, message)
                 finally:
                     self._unhandled -= 1
+                    self._bytes_of[agent] -= len(message.payload)
                 # Over a later connection the same number may mean another message; this one is given again.
                 if connection == self._connection and self._client.socket() is not None:
                     self._client.ack(message.mid, message.qos)
@@ -297,7 +302,7 @@ class Link:
                     self._resume()
         finally:
             self._unhandled -= len(queue)
-            del self._queues[agent]
+            del self._queues[agent], self._bytes_of[agent]
 
     async def _take(self, agent: AgentId, message: mqtt.MQTTMessage) -> None:
         tries = 0
