@@ -14,3 +14,7 @@ def test_scaffold_needs_fewer_rounds_than_fedavg_on_skewed_digits() -> None:
         sum(reproduce.rounds_to(0.9, kind, seed) for seed in range(3)) for kind in (own.FedAvg, own.Scaffold)
     )
     assert corrected < plain
+
+
+def test_epsilons_and_errors_of_codes_are_the_published_ones() -> None:
+    assert all(line.holds for line in (*reproduce.accountant(), *reproduce.codes()))
